@@ -1,0 +1,1 @@
+"""Lightning callbacks: the progressive fine-tuning, what a run reports, and its progress bar."""

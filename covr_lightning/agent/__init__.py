@@ -1,0 +1,31 @@
+"""The agent: soft actor-critic from pixels and the parts that methods are made of."""
+
+from covr_lightning.agent.augmentations import (
+    Augmentation,
+    NoAugmentation,
+    RandomCrop,
+    RandomShift,
+    RandomTranslate,
+)
+from covr_lightning.agent.objectives import Objective
+from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
+from covr_lightning.agent.sac import SACModule
+from covr_lightning.agent.views import BatchViews, OneView, Views
+
+__all__ = [
+    "AnnealedPrior",
+    "Augmentation",
+    "BatchViews",
+    "ConstantPrior",
+    "DelayedPrior",
+    "NoAugmentation",
+    "NoPrior",
+    "Objective",
+    "OneView",
+    "Prior",
+    "RandomCrop",
+    "RandomShift",
+    "RandomTranslate",
+    "SACModule",
+    "Views",
+]

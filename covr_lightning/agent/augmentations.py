@@ -1,0 +1,167 @@
+"""Image augmentations: uint8 in, uint8 out, one random draw per image and the same for all its stacked frames."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from covr_lightning.errors import ConfigError
+
+
+class Augmentation(ABC):
+    """A random change of images, and the fixed one that acting and evaluation use in its place.
+
+    Attributes:
+        same_for_next: Whether an observation and its successor must get the same draw.
+    """
+
+    same_for_next: bool = False
+
+    @abstractmethod
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Augment images (B, C, H, W) uint8, each with a draw of its own."""
+
+    @abstractmethod
+    def centre(self, images: Tensor) -> Tensor:
+        """What the policy sees when it acts: images (B, C, H, W) uint8 without randomness."""
+
+    @abstractmethod
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that come out for images of a given height and width.
+
+        Raises:
+            ConfigError: Images of this size cannot be augmented so.
+        """
+
+
+class NoAugmentation(Augmentation):
+    """Images as they are: plain pixel SAC."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the images."""
+        return images
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Return the images."""
+        return images
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size."""
+        return size
+
+
+class RandomCrop(Augmentation):
+    """RAD's crop: a random window of the rendered frame; an observation and its successor are cropped independently.
+
+    Args:
+        size: Height and width of the window. RAD: 84 from frames of 100.
+    """
+
+    def __init__(self, size: int = 84) -> None:
+        self.size = size
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Cut one random window (size × size) from each image."""
+        top, left = _offsets(len(images), images.shape[-2] - self.size, images.shape[-1] - self.size, generator)
+        # A view of all windows; indexing it copies only the chosen ones.
+        windows = images.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        batch = torch.arange(len(images), device=images.device)
+        return windows[batch, :, top.to(images.device), left.to(images.device)]
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Cut the central window."""
+        top, left = (images.shape[-2] - self.size) // 2, (images.shape[-1] - self.size) // 2
+        return images[..., top : top + self.size, left : left + self.size]
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The window's size."""
+        if self.size > min(size):
+            raise ConfigError(
+                f"A crop of {self.size} pixels (model.augmentation.size) is larger than the frame of "
+                f"{size[0]}×{size[1]} (data.env.size); it can be 1 to {min(size)}."
+            )
+        return self.size, self.size
+
+
+class RandomTranslate(Augmentation):
+    """RAD's translate: the frame at a random place of a larger black canvas, the same place for the next observation.
+
+    As described in the paper: frames are rendered at one size (100) and placed on the canvas (108). Acting and
+    evaluation place them in the centre. The released code of RAD renders at 108 instead and shows the policy other
+    pixels while training than while testing.
+
+    Args:
+        size: Height and width of the canvas.
+    """
+
+    same_for_next = True
+
+    def __init__(self, size: int = 108) -> None:
+        self.size = size
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Place each image at random on its canvas."""
+        b, c, h, w = images.shape
+        top, left = _offsets(b, self.size - h, self.size - w, generator)
+        canvas = images.new_zeros(b, c, self.size, self.size)
+        rows = (top[:, None] + torch.arange(h)).to(images.device)
+        columns = (left[:, None] + torch.arange(w)).to(images.device)
+        batch = torch.arange(b, device=images.device)[:, None, None]
+        canvas.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]] = images.permute(0, 2, 3, 1)
+        return canvas
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Place each image in the centre."""
+        h, w = images.shape[-2:]
+        top, left = (self.size - h) // 2, (self.size - w) // 2
+        return F.pad(images, (left, self.size - w - left, top, self.size - h - top))
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The canvas's size."""
+        if self.size < max(size):
+            raise ConfigError(
+                f"A canvas of {self.size} pixels (model.augmentation.size) is smaller than the frame of "
+                f"{size[0]}×{size[1]} (data.env.size); it must be at least {max(size)}."
+            )
+        return self.size, self.size
+
+
+class RandomShift(Augmentation):
+    """DrQ's shift: replicate-pad by a few pixels, then a random crop back to the old size (Kostrikov et al., 2021).
+
+    Args:
+        pad: Pixels of padding on each side.
+    """
+
+    def __init__(self, pad: int = 4) -> None:
+        self.pad = pad
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Shift each image by up to `pad` pixels in both directions."""
+        b, _, h, w = images.shape
+        top, left = _offsets(b, 2 * self.pad, 2 * self.pad, generator)
+        # Replicate padding and cropping in one: clamped coordinates.
+        rows = (top[:, None] + torch.arange(h) - self.pad).clamp_(0, h - 1).to(images.device)
+        columns = (left[:, None] + torch.arange(w) - self.pad).clamp_(0, w - 1).to(images.device)
+        batch = torch.arange(b, device=images.device)[:, None, None]
+        shifted = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+        return shifted.permute(0, 3, 1, 2)
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Return the images."""
+        return images
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size."""
+        return size
+
+
+def _offsets(n: int, max_top: int, max_left: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Row and column offsets (n,) each, uniform over 0 … max, drawn on the generator's device."""
+    device = generator.device if generator is not None else "cpu"
+    top = torch.randint(0, max_top + 1, (n,), generator=generator, device=device)
+    left = torch.randint(0, max_left + 1, (n,), generator=generator, device=device)
+    return top.cpu(), left.cpu()

@@ -1,0 +1,155 @@
+"""How the VLM's actions pull the policy: the term that Eq. 4 adds to the actor's loss, λ‖a_v − a_r‖²."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from covr_lightning.counters import Counters
+from covr_lightning.errors import ConfigError
+
+
+def imitation_error(a_r: Tensor, a_v: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the labelled rows of ‖a_v − a_r‖², summed over action dimensions (Eq. 4).
+
+    Args:
+        a_r: Policy's actions (B, A), with gradient.
+        a_v: VLM's actions (B, A); rows without a label may hold anything finite.
+        valid: Which rows have a label (B,) or (B, 1) bool.
+
+    Returns:
+        Scalar; 0 where no row is labelled.
+    """
+    mask = valid.reshape(-1).to(a_r.dtype)
+    squared = (a_v - a_r).square().sum(-1)
+    return (squared * mask).sum() / mask.sum().clamp(min=1)
+
+
+class Prior(ABC):
+    """A weight λ that may change over time, on Eq. 4's squared distance.
+
+    Args:
+        action: What of the policy is pulled: a fresh reparameterised ``"sample"``, or the ``"mean"`` action tanh μ.
+    """
+
+    def __init__(self, action: Literal["sample", "mean"] = "sample") -> None:
+        if action not in ("sample", "mean"):
+            raise ConfigError(f"model.prior.action is {action!r}; it can be 'sample' or 'mean'.")
+        self.action = action
+
+    @abstractmethod
+    def weight(self, counters: Counters) -> float:
+        """λ at this moment."""
+
+    def wants_labels(self, counters: Counters) -> bool:
+        """Whether the VLM should be asked now: by default, whenever its answers count."""
+        return self.weight(counters) > 0
+
+    def loss(self, a_r: Tensor, a_v: Tensor, valid: Tensor, counters: Counters) -> Tensor:
+        """λ times the squared distance to the VLM's actions.
+
+        Args:
+            a_r: (B, A), the sample or the mean, as `action` says.
+            a_v: (B, A).
+            valid: (B,) or (B, 1) bool.
+            counters: The run's clock.
+        """
+        weight = self.weight(counters)
+        if weight == 0:
+            return torch.zeros((), device=a_r.device)
+        return weight * imitation_error(a_r, a_v, valid)
+
+
+class NoPrior(Prior):
+    """No guidance: the plain agent."""
+
+    def weight(self, counters: Counters) -> float:
+        """Always 0."""
+        return 0.0
+
+
+class ConstantPrior(Prior):
+    """A constant λ from the start (the paper's DPL baseline, with a frozen VLM).
+
+    Args:
+        lam: λ.
+        action: See :class:`Prior`.
+    """
+
+    def __init__(self, lam: float = 1.0, action: Literal["sample", "mean"] = "sample") -> None:
+        super().__init__(action)
+        self.lam = _not_negative("lam", lam)
+
+    def weight(self, counters: Counters) -> float:
+        """λ."""
+        return self.lam
+
+
+class DelayedPrior(Prior):
+    """COVR's guidance: λ = 0 until the VLM has been fine-tuned `after_rounds` times, constant from then on.
+
+    Args:
+        lam: λ. Paper: 1 on DMControl, 2 on CARLA.
+        after_rounds: Rounds to wait for. Paper: 4 on DMControl, 2 on CARLA's highway.
+        action: See :class:`Prior`.
+        label_early: Ask the VLM before guidance starts as well. The answers then come from the base VLM and stay.
+    """
+
+    def __init__(
+        self,
+        lam: float = 1.0,
+        after_rounds: int = 4,
+        action: Literal["sample", "mean"] = "sample",
+        label_early: bool = False,
+    ) -> None:
+        super().__init__(action)
+        self.lam = _not_negative("lam", lam)
+        self.after_rounds = after_rounds
+        self.label_early = label_early
+
+    def weight(self, counters: Counters) -> float:
+        """λ once enough rounds are done."""
+        return self.lam if counters.rounds >= self.after_rounds else 0.0
+
+    def wants_labels(self, counters: Counters) -> bool:
+        """From the first round that counts, or always with `label_early`; with λ = 0 as well, to compare runs."""
+        return self.label_early or counters.rounds >= self.after_rounds
+
+
+class AnnealedPrior(Prior):
+    """λ falls in steps from `start` to `floor` (the paper's APL baseline, with a frozen VLM).
+
+    λ = max(floor, start − decrement·⌊env_steps / every_env_steps⌋).
+
+    Args:
+        start: First λ.
+        decrement: What each step takes off.
+        every_env_steps: Length of a step in environment steps.
+        floor: Smallest λ.
+        action: See :class:`Prior`.
+    """
+
+    def __init__(
+        self,
+        start: float = 2.0,
+        decrement: float = 0.01,
+        every_env_steps: int = 200,
+        floor: float = 0.1,
+        action: Literal["sample", "mean"] = "sample",
+    ) -> None:
+        super().__init__(action)
+        self.start, self.decrement = _not_negative("start", start), _not_negative("decrement", decrement)
+        self.floor, self.every_env_steps = _not_negative("floor", floor), every_env_steps
+
+    def weight(self, counters: Counters) -> float:
+        """λ at this environment step."""
+        return max(self.floor, self.start - self.decrement * (counters.env_steps // self.every_env_steps))
+
+
+def _not_negative(name: str, value: float) -> float:
+    if value < 0:
+        raise ConfigError(f"model.prior.{name} is {value}; it must be 0 or more.")
+    return float(value)

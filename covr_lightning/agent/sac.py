@@ -1,0 +1,342 @@
+"""Soft actor-critic from pixels: the one off-policy update that every method here shares.
+
+Haarnoja et al. (2018) on images as in SAC-AE (Yarats et al., 2019) and RAD (Laskin et al., 2020), with the term of
+COVR's Eq. 4 on the actor. The update is `training_step`; read it from top to bottom.
+
+Where it differs from COVR's printed Eqs. 1–4: the target takes the minimum of two critics and stops at a true terminal
+(Eqs. 2–3 leave both out), as every code that the paper builds on does.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
+from covr_lightning.agent.networks import ConvTrunk, GaussianActor, Projection, TwinQ
+from covr_lightning.agent.objectives import Objective
+from covr_lightning.agent.priors import NoPrior, Prior
+from covr_lightning.agent.views import OneView, Views
+from covr_lightning.counters import Counters
+from covr_lightning.envs.base import EnvSpec
+from covr_lightning.errors import ConfigError
+
+
+class SACModule(L.LightningModule):
+    """Pixel SAC with exchangeable parts. With every part null it is plain SAC.
+
+    Gradients: the critics' loss (and objectives) move the shared convolutions; the actor's loss stops at their output,
+    in its own projection as in the critics'. Actor and critics have a projection of their own.
+
+    Args:
+        spec: The environment's shapes; filled in from `data` by the command line.
+        augmentation: Random change of images, and what acting sees instead.
+        views: Which augmented views feed critics, target and actor.
+        objectives: Auxiliary losses on the encoder.
+        prior: The pull towards the VLM's actions (Eq. 4).
+        filters: Filters of each convolution.
+        strides: Strides of the convolutions, one per layer.
+        latent: Size of z.
+        tanh: Tanh after the encoder's LayerNorm.
+        hidden: Width of the MLPs.
+        gamma: Discount γ per agent step.
+        critic_lr: Learning rate of critics and encoder.
+        actor_lr: Learning rate of the actor.
+        alpha_lr: Learning rate of the temperature.
+        alpha_betas: Adam's β for the temperature.
+        alpha_init: First temperature α₀.
+        actor_every_grad_steps: Critic updates per update of actor and temperature.
+        target_every_grad_steps: Critic updates per update of the targets.
+        critic_tau: Step of the target critics' moving average.
+        encoder_tau: Step of the target encoder's moving average.
+        seed: Seed of augmentation and update noise.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        augmentation: Augmentation | None = None,
+        views: Views | None = None,
+        objectives: Sequence[Objective] = (),
+        prior: Prior | None = None,
+        filters: int = 32,
+        strides: tuple[int, ...] = (2, 1, 1, 1),
+        latent: int = 50,
+        tanh: bool = False,
+        hidden: int = 1024,
+        gamma: float = 0.99,
+        critic_lr: float = 1e-3,
+        actor_lr: float = 1e-3,
+        alpha_lr: float = 1e-4,
+        alpha_betas: tuple[float, float] = (0.5, 0.999),
+        alpha_init: float = 0.1,
+        actor_every_grad_steps: int = 2,
+        target_every_grad_steps: int = 2,
+        critic_tau: float = 0.01,
+        encoder_tau: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_sizes(locals())
+        self.automatic_optimization = False
+        self.spec = spec
+        self.augmentation = augmentation or NoAugmentation()
+        self.views = views or OneView()
+        self.prior = prior or NoPrior()
+        self.gamma = gamma
+        self.lrs = {"critic": critic_lr, "actor": actor_lr, "alpha": alpha_lr}
+        self.alpha_betas = alpha_betas
+        self.actor_every_grad_steps = actor_every_grad_steps
+        self.target_every_grad_steps = target_every_grad_steps
+        self.critic_tau, self.encoder_tau = critic_tau, encoder_tau
+        self.target_entropy = -float(spec.action_dim)
+        self.seed = seed
+        self.counters = Counters()
+        self._generator: torch.Generator | None = None
+        self._generator_state: Tensor | None = None
+
+        size = self.augmentation.output_size((spec.frame_height, spec.frame_width))
+        self.trunk = ConvTrunk(spec.channels, size, filters, strides)
+        self.critic_projection = Projection(self.trunk.features, latent, tanh)
+        self.critic = TwinQ(latent, spec.action_dim, hidden)
+        self.actor_projection = Projection(self.trunk.features, latent, tanh)
+        self.actor = GaussianActor(latent, spec.action_dim, hidden)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha_init)))
+        self.target_trunk = copy.deepcopy(self.trunk).requires_grad_(False)
+        self.target_projection = copy.deepcopy(self.critic_projection).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.objectives = nn.ModuleList(objectives)
+        for objective in self.objectives:
+            objective.build(self)
+
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, pixels: Tensor, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """Choose actions.
+
+        Args:
+            pixels: (B, 3·k, H, W) uint8, as rendered.
+            deterministic: tanh μ instead of a sample.
+            generator: Source of the noise.
+
+        Returns:
+            (B, A) in [−1, 1].
+        """
+        z = self.actor_projection(self.trunk(self.augmentation.centre(pixels.to(self.device))))
+        if deterministic:
+            return torch.tanh(self.actor(z)[0])
+        return self.actor.sample(z, generator)[0]
+
+    @torch.no_grad()
+    def entropy_per_dim(self, pixels: Tensor) -> float:
+        """The policy's entropy estimate ε: −mean log π over a batch, per action dimension (nats).
+
+        Args:
+            pixels: (B, 3·k, H, W) uint8.
+        """
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        log_pi = torch.cat(
+            [
+                self.actor.sample(self.actor_projection(self.trunk(self.augmentation.centre(part))), generator)[1]
+                for part in pixels.to(self.device).split(256)
+            ]
+        )
+        return -log_pi.mean().item() / self.spec.action_dim
+
+    @torch.no_grad()
+    def min_q(self, pixels: Tensor, action: Tensor) -> Tensor:
+        """min(Q₁, Q₂)(s, a) (B,) of frames as rendered and actions (B, A)."""
+        z = self.critic_projection(self.trunk(self.augmentation.centre(pixels.to(self.device))))
+        return torch.minimum(*self.critic(z, action.to(self.device))).squeeze(-1)
+
+    # -- the update ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> None:
+        """One update of the critics, and of actor, temperature and targets when they are due.
+
+        Args:
+            batch: Transitions (B,) with ``pixels``, ``action``, ``("next", "pixels" | "reward" | "terminated")`` and,
+                for the prior, ``a_v`` and ``a_v_valid``; empty while the run warms up.
+            batch_idx: Not used.
+        """
+        if batch.is_empty():
+            return
+        critic_opt, actor_opt, alpha_opt, *objective_opts = self._optimizers()
+        o, a, r = batch["pixels"], batch["action"], batch["next", "reward"]
+        o_next, not_done = batch["next", "pixels"], (~batch["next", "terminated"]).to(r.dtype)
+        views = self.views(o, o_next, self.augmentation, self.generator)
+        alpha = self.log_alpha.detach().exp()
+        metrics: dict[str, Tensor | float] = {}
+
+        # Critics (Eqs. 2 and 3): L_Q = Σ_views w Σ_i (Q_i(s, a) − y)², y = r + γ (min Q̄(s', ã) − α log π(ã | s')).
+        with torch.no_grad():
+            y = torch.stack([self._target(view, r, not_done, alpha) for view in views.target]).mean(0)
+        loss_q = r.new_zeros(())
+        for view, weight in zip(views.critic, views.critic_weights, strict=True):
+            q1, q2 = self.critic(self.critic_projection(self.trunk(view)), a)
+            loss_q = loss_q + weight * (F.mse_loss(q1, y) + F.mse_loss(q2, y))
+        critic_opt.zero_grad()
+        self.manual_backward(loss_q)
+        critic_opt.step()
+        self.counters.grad_steps += 1
+        metrics |= {"train/critic_loss": loss_q.detach(), "train/q": q1.detach().mean()}
+
+        # Actor and temperature (Eqs. 1 and 4). The encoder's output is detached: neither moves it.
+        if self.counters.grad_steps % self.actor_every_grad_steps == 0:
+            with torch.no_grad():
+                h = self.trunk(views.actor)
+                z_q = self.critic_projection(h)
+            a_r, log_pi, mean = self.actor.sample(self.actor_projection(h), self.generator)
+            with frozen(self.critic):
+                q = torch.minimum(*self.critic(z_q, a_r))
+                loss_pi = (alpha * log_pi - q).mean()
+                guided = a_r if self.prior.action == "sample" else mean
+                loss_prior = self.prior.loss(guided, batch["a_v"], batch["a_v_valid"], self.counters)
+                actor_opt.zero_grad()
+                self.manual_backward(loss_pi + loss_prior)
+            actor_opt.step()
+
+            loss_alpha = (self.log_alpha.exp() * (-log_pi - self.target_entropy).detach()).mean()
+            alpha_opt.zero_grad()
+            self.manual_backward(loss_alpha)
+            alpha_opt.step()
+            metrics |= {
+                "train/actor_loss": loss_pi.detach(),
+                "train/prior_loss": loss_prior.detach(),
+                "train/entropy": -log_pi.detach().mean(),
+                "train/alpha": alpha,
+                "train/labelled": batch["a_v_valid"].float().mean(),
+            }
+
+        for objective, optimizer in zip(self.objectives, objective_opts, strict=True):
+            loss, objective_metrics = objective.loss(batch, views, self)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            metrics |= objective_metrics
+
+        if self.counters.grad_steps % self.target_every_grad_steps == 0:
+            soft_update(self.target_critic, self.critic, self.critic_tau)
+            soft_update(self.target_trunk, self.trunk, self.encoder_tau)
+            soft_update(self.target_projection, self.critic_projection, self.encoder_tau)
+        self._log(metrics)
+
+    def _target(self, view: Tensor, r: Tensor, not_done: Tensor, alpha: Tensor) -> Tensor:
+        """The target y for one view of o': the action from the online actor, the value from the target networks."""
+        a_next, log_pi, _ = self.actor.sample(self.actor_projection(self.trunk(view)), self.generator)
+        z = self.target_projection(self.target_trunk(view))
+        v = torch.minimum(*self.target_critic(z, a_next)) - alpha * log_pi
+        return r + self.gamma * not_done * v
+
+    # -- optimizers, logging, state ------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Adam for critics with encoder, for the actor, for α, and one for each objective."""
+        fused = {"fused": True}
+        encoder = [*self.trunk.parameters()]
+        critic = [*encoder, *self.critic_projection.parameters(), *self.critic.parameters()]
+        actor = [*self.actor_projection.parameters(), *self.actor.parameters()]
+        optimizers: list[Optimizer] = [
+            Adam(critic, lr=self.lrs["critic"], **fused),
+            Adam(actor, lr=self.lrs["actor"], **fused),
+            Adam([self.log_alpha], lr=self.lrs["alpha"], betas=self.alpha_betas, **fused),
+        ]
+        for objective in self.objectives:
+            groups: list[dict[str, Any]] = [{"params": [*objective.parameters()], "lr": objective.lr}]
+            if objective.encoder_lr_multiplier:
+                rate = objective.lr * objective.encoder_lr_multiplier
+                groups.append({"params": [*encoder, *self.critic_projection.parameters()], "lr": rate})
+            optimizers.append(Adam(groups, **fused))
+        return optimizers
+
+    def _optimizers(self) -> list[Any]:
+        """The optimizers; all but the first unwrapped, so that Lightning's global_step counts critic updates."""
+        first, *rest = self.optimizers()  # type: ignore[misc]
+        return [first, *(getattr(optimizer, "optimizer", optimizer) for optimizer in rest)]
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The source of augmentation and update noise, on the module's device."""
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(self.device).manual_seed(self.seed)
+            if self._generator_state is not None:
+                self._generator.set_state(self._generator_state)
+                self._generator_state = None
+        return self._generator
+
+    def _log(self, metrics: dict[str, Tensor | float]) -> None:
+        trainer = self._trainer
+        if trainer is None or self.counters.grad_steps % trainer.log_every_n_steps:
+            return
+        metrics["train/lambda"] = self.prior.weight(self.counters)
+        self.log_dict({**metrics, "step": float(self.counters.env_steps)}, batch_size=1)
+
+    def setup(self, stage: str) -> None:
+        """Share the run's clock and check that batch and warm-up fit together."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "counters"):
+            self.counters = data.counters
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the environment's shapes and the generator to the checkpoint."""
+        checkpoint["covr_spec"] = self.spec.as_dict()
+        checkpoint["covr_generator"] = self.generator.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another task before anything is overwritten."""
+        spec = checkpoint.get("covr_spec")
+        if spec is None:
+            raise ConfigError("The file given as --ckpt_path is no checkpoint of this program (it names no task).")
+        if spec["task"] != self.spec.task:
+            raise ConfigError(
+                f"The checkpoint given as --ckpt_path is of task {spec['task']!r}, this run's task is "
+                f"{self.spec.task!r} (YAML key data.env.task)."
+            )
+        if spec != self.spec.as_dict():
+            different = {k: (v, self.spec.as_dict()[k]) for k, v in spec.items() if v != self.spec.as_dict()[k]}
+            raise ConfigError(
+                "The checkpoint given as --ckpt_path was made with other environment settings (YAML key data.env): "
+                + "; ".join(f"{k} was {a}, now is {b}" for k, (a, b) in different.items())
+                + "."
+            )
+        self._generator_state = checkpoint["covr_generator"]
+        self._generator = None
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Take no gradients for a module's parameters, but let them pass through it."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """Move a target network towards its source: θ̄ ← (1 − τ) θ̄ + τ θ."""
+    torch._foreach_lerp_([*target.parameters()], [*source.parameters()], tau)
+
+
+def _check_sizes(arguments: dict[str, Any]) -> None:
+    for name in ("filters", "latent", "hidden", "actor_every_grad_steps", "target_every_grad_steps"):
+        if arguments[name] < 1:
+            raise ConfigError(f"model.{name} is {arguments[name]}; it must be at least 1.")
+    for name in ("gamma", "critic_tau", "encoder_tau"):
+        if not 0 <= arguments[name] <= 1:
+            raise ConfigError(f"model.{name} is {arguments[name]}; it must lie in 0 to 1.")
+    for name in ("critic_lr", "actor_lr", "alpha_lr", "alpha_init"):
+        if arguments[name] <= 0:
+            raise ConfigError(f"model.{name} is {arguments[name]}; it must be above 0.")

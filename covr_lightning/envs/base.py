@@ -1,0 +1,156 @@
+"""What every environment here gives: stacked uint8 frames, a bounded action, reward, and honest ends of episodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What the agent and the VLM must know of an environment before it is built.
+
+    Attributes:
+        task: Name that a checkpoint is tied to, e.g. ``"cartpole-swingup"``.
+        frame_height: Height of one frame in pixels.
+        frame_width: Width of one frame in pixels.
+        frame_stack: Frames stacked into one observation, oldest first.
+        action_dim: Number of action dimensions A.
+        action_repeat: Environment steps (simulator control steps, "frames") per agent step.
+        episode_env_steps: Environment steps after which an episode is truncated.
+    """
+
+    task: str
+    frame_height: int
+    frame_width: int
+    frame_stack: int
+    action_dim: int
+    action_repeat: int
+    episode_env_steps: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of one observation: three per stacked frame."""
+        return 3 * self.frame_stack
+
+    @property
+    def action_low(self) -> tuple[float, ...]:
+        """Lower action bounds: every environment takes actions in [−1, 1]."""
+        return (-1.0,) * self.action_dim
+
+    @property
+    def action_high(self) -> tuple[float, ...]:
+        """Upper action bounds: every environment takes actions in [−1, 1]."""
+        return (1.0,) * self.action_dim
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for a checkpoint."""
+        return asdict(self)
+
+
+class EnvFactory(Protocol):
+    """A description of an environment that can be written in YAML and built any number of times."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The environment's shape, known without building it where possible."""
+
+    def make(self, seed: int) -> PixelEnv:
+        """Build the environment.
+
+        Args:
+            seed: Seed of everything random in the environment.
+        """
+
+
+class PixelEnv(EnvBase, ABC):
+    """A TorchRL environment that shows stacks of RGB frames.
+
+    Observations are ``pixels`` (3·k, H, W) uint8, the k newest frames channels first, oldest frame first; a reset
+    repeats its first frame k times. Actions lie in [−1, 1]^A. ``truncated`` marks a time limit, ``terminated`` a true
+    end; only the latter cuts the bootstrap.
+
+    A subclass simulates: it implements :meth:`simulator_reset` and :meth:`simulator_step`, the latter with the action
+    repeat inside, so that only the last frame of an agent step is rendered.
+    """
+
+    def __init__(self, spec: EnvSpec, seed: int) -> None:
+        super().__init__(device=torch.device("cpu"), batch_size=torch.Size([]))
+        self.env_spec = spec
+        self._stack: deque[torch.Tensor] = deque(maxlen=spec.frame_stack)
+        self.observation_spec = Composite(
+            pixels=Bounded(
+                0, 255, (spec.channels, spec.frame_height, spec.frame_width), dtype=torch.uint8, device="cpu"
+            )
+        )
+        self.action_spec = Bounded(-1.0, 1.0, (spec.action_dim,), dtype=torch.float32)
+        self.reward_spec = Unbounded((1,), dtype=torch.float32)
+        flag = Categorical(2, (1,), dtype=torch.bool)
+        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone())
+        self.set_seed(seed)
+
+    @abstractmethod
+    def simulator_seed(self, seed: int) -> None:
+        """Seed everything random in the simulator; the next reset starts from it."""
+
+    @abstractmethod
+    def simulator_reset(self) -> np.ndarray:
+        """Start an episode.
+
+        Returns:
+            The first frame, (H, W, 3) uint8.
+        """
+
+    @abstractmethod
+    def simulator_step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        """Repeat one action for `action_repeat` environment steps.
+
+        Args:
+            action: (A,) in [−1, 1].
+
+        Returns:
+            The last frame (H, W, 3) uint8, the summed reward, terminated, truncated.
+        """
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self.simulator_seed(int(seed))
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:
+        frame = _channels_first(self.simulator_reset())
+        self._stack.extend([frame] * self.env_spec.frame_stack)
+        flag = torch.zeros(1, dtype=torch.bool)
+        return TensorDict(
+            {
+                "pixels": torch.cat(tuple(self._stack)),
+                "done": flag,
+                "terminated": flag.clone(),
+                "truncated": flag.clone(),
+            }
+        )
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        action = tensordict["action"].detach().cpu().numpy().astype(np.float64)
+        frame, reward, terminated, truncated = self.simulator_step(action)
+        self._stack.append(_channels_first(frame))
+        return TensorDict(
+            {
+                "pixels": torch.cat(tuple(self._stack)),
+                "reward": torch.tensor([reward], dtype=torch.float32),
+                "done": torch.tensor([terminated or truncated]),
+                "terminated": torch.tensor([terminated]),
+                "truncated": torch.tensor([truncated and not terminated]),
+            }
+        )
+
+
+def _channels_first(frame: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))

@@ -1,0 +1,31 @@
+"""From the agent's experience to a better VLM: D_f, what is chosen from it, how it is weighted, and the fine-tuning."""
+
+from covr_lightning.finetune.episodes import EpisodeBuffer, discounted_returns
+from covr_lightning.finetune.filters import EDDF, Filter, KeepAll, RandomSubset, TopFraction
+from covr_lightning.finetune.loss import ralw_loss
+from covr_lightning.finetune.schedules import LinearSchedule, NeverSchedule, PrintedSchedule, Schedule
+from covr_lightning.finetune.scores import QScore, ReturnScore, RewardScore, Score
+from covr_lightning.finetune.weights import RALW, RandomWeight, UniformWeight, Weight
+
+__all__ = [
+    "EDDF",
+    "RALW",
+    "EpisodeBuffer",
+    "Filter",
+    "KeepAll",
+    "LinearSchedule",
+    "NeverSchedule",
+    "PrintedSchedule",
+    "QScore",
+    "RandomSubset",
+    "RandomWeight",
+    "ReturnScore",
+    "RewardScore",
+    "Schedule",
+    "Score",
+    "TopFraction",
+    "UniformWeight",
+    "Weight",
+    "discounted_returns",
+    "ralw_loss",
+]

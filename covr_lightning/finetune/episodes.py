@@ -1,0 +1,123 @@
+"""D_f: what the agent has done since the last round, with the return that followed each action."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+
+def discounted_returns(rewards: Tensor, gamma: float, bootstrap: float = 0.0) -> Tensor:
+    """g_t = r_t + γ g_{t+1}, g_T = `bootstrap`; r_t is the reward after action t.
+
+    Args:
+        rewards: (T,).
+        gamma: Discount per agent step.
+        bootstrap: Value of the state after the last reward; 0 where the episode counts as over.
+
+    Returns:
+        (T,) float32, computed in float64.
+    """
+    g = torch.empty(len(rewards), dtype=torch.float64)
+    running = float(bootstrap)
+    for t in range(len(rewards) - 1, -1, -1):
+        running = float(rewards[t]) + gamma * running
+        g[t] = running
+    return g.to(torch.float32)
+
+
+class EpisodeBuffer:
+    """The fine-tune buffer D_f of Algorithm 1, a TensorDict of rows (newest frame, action, reward, return).
+
+    A row's return needs the future, so rows wait in the open episode until it ends; then their g is filled in and
+    they can be chosen from. A round takes and clears finished rows only: the open episode stays across it.
+
+    Args:
+        gamma: Discount per agent step.
+        at_time_limit: What follows a truncated episode: ``"end"`` counts it as over, ``"bootstrap"`` adds the value
+            of its last state (given to :meth:`add`).
+        keep_stack: Keep the stacked observation of each row as well (needed by a score that asks the critics).
+    """
+
+    def __init__(
+        self, gamma: float = 0.99, at_time_limit: Literal["end", "bootstrap"] = "end", keep_stack: bool = False
+    ) -> None:
+        self.gamma = gamma
+        self.at_time_limit = at_time_limit
+        self.keep_stack = keep_stack
+        self._open: list[TensorDictBase] = []
+        self._finished: list[TensorDictBase] = []
+
+    def __len__(self) -> int:
+        """Finished rows."""
+        return sum(len(episode) for episode in self._finished)
+
+    @property
+    def open_rows(self) -> int:
+        """Rows of the episode that is still running."""
+        return len(self._open)
+
+    def add(self, transition: TensorDictBase, value: float = 0.0) -> None:
+        """Add one transition, and finish the episode if it ends it.
+
+        Args:
+            transition: One agent step with ``pixels`` (3·k, H, W), ``action``, and in ``next`` ``reward``,
+                ``terminated``, ``truncated``.
+            value: V of the state after the transition; used when it is truncated and `at_time_limit` is
+                ``"bootstrap"``.
+        """
+        row = TensorDict(
+            {
+                "frame": transition["pixels"][-3:].clone(),
+                "action": transition["action"].clone(),
+                "reward": transition["next", "reward"].reshape(1).clone(),
+            }
+        )
+        if self.keep_stack:
+            row["pixels"] = transition["pixels"].clone()
+        self._open.append(row)
+        terminated = bool(transition["next", "terminated"])
+        truncated = bool(transition["next", "truncated"])
+        if terminated or truncated:
+            bootstraps = self.at_time_limit == "bootstrap" and not terminated
+            self._finish(value if bootstraps else 0.0)
+
+    def cut_episode(self) -> None:
+        """End the open episode where it is (a simulator was lost): it counts as truncated."""
+        if self._open:
+            self._finish(0.0)
+
+    def _finish(self, bootstrap: float) -> None:
+        episode = torch.stack(self._open)
+        episode["g"] = discounted_returns(episode["reward"].reshape(-1), self.gamma, bootstrap)[:, None]
+        self._finished.append(episode)
+        self._open = []
+
+    def rows(self) -> TensorDictBase:
+        """All finished rows (N,): ``frame`` (3, H, W) uint8, ``action`` (A,), ``reward`` (1,), ``g`` (1,)."""
+        if not self._finished:
+            return TensorDict({}, [0])
+        return torch.cat(self._finished)
+
+    def clear(self) -> None:
+        """Drop the finished rows; the open episode stays."""
+        self._finished = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Finished and open rows as plain tensors."""
+        opened = torch.stack(self._open) if self._open else TensorDict({}, [0])
+        return {
+            "finished": [episode.to_dict() for episode in self._finished],
+            "open": opened.to_dict() if self._open else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the rows that :meth:`state_dict` gave."""
+        self._finished = [_from_dict(episode) for episode in state["finished"]]
+        self._open = list(_from_dict(state["open"]).unbind(0)) if state["open"] is not None else []
+
+
+def _from_dict(columns: dict[str, Tensor]) -> TensorDict:
+    return TensorDict(columns, [len(columns["action"])])

@@ -1,0 +1,139 @@
+"""Which rows of D_f the VLM is fine-tuned on."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from covr_lightning.errors import ConfigError
+
+
+class Filter(ABC):
+    """Chooses rows by their score."""
+
+    @abstractmethod
+    def keep(self, scores: Tensor, entropy: float) -> Tensor:
+        """Choose rows.
+
+        Args:
+            scores: One score per row (N,), the return g_t by default.
+            entropy: The policy's entropy ε per action dimension (nats).
+
+        Returns:
+            (N,) bool.
+        """
+
+    def threshold(self, scores: Tensor, entropy: float) -> float:
+        """The score that a row must exceed, in the scores' own unit; NaN where there is none."""
+        return math.nan
+
+
+class EDDF(Filter):
+    """Exploration-driven dynamic filter (Eq. 5): keep z > τ = Median(z) + Sigmoid(ε)·IQR(z), z the z-scores of g.
+
+    Sign. Eq. 5 as printed makes τ rise with the entropy ε; the paper's prose says that high entropy lowers it.
+    ``sign="prose"`` takes Sigmoid(−ε).
+
+    Comparison. z against τ(z) keeps exactly the rows that g against τ(g) keeps, because median and IQR move with any
+    affine change: z-scoring itself changes nothing. ``compare="raw"`` compares the raw g with τ computed on z, another
+    reading of the paper's sentence.
+
+    Median and quartiles are NumPy's (linear interpolation). When all scores are equal, τ equals them all and nothing
+    would exceed it; then every row is kept.
+
+    Args:
+        sign: ``"printed"`` or ``"prose"``.
+        compare: ``"z"`` or ``"raw"``.
+    """
+
+    def __init__(self, sign: Literal["printed", "prose"] = "printed", compare: Literal["z", "raw"] = "z") -> None:
+        if sign not in ("printed", "prose"):
+            raise ConfigError(f"filter.sign is {sign!r}; it can be 'printed' or 'prose'.")
+        if compare not in ("z", "raw"):
+            raise ConfigError(f"filter.compare is {compare!r}; it can be 'z' or 'raw'.")
+        self.sign = sign
+        self.compare = compare
+
+    def keep(self, scores: Tensor, entropy: float) -> Tensor:
+        """Rows above τ. Shapes as in :meth:`Filter.keep`; an empty buffer keeps nothing."""
+        g = _as_vector(scores)
+        if g.numel() == 0:
+            return torch.zeros(0, dtype=torch.bool)
+        if bool((g == g[0]).all()):
+            return torch.ones(len(g), dtype=torch.bool)
+        z = (g - g.mean()) / g.std(correction=0)
+        return (z if self.compare == "z" else g) > self._tau(z, entropy)
+
+    def threshold(self, scores: Tensor, entropy: float) -> float:
+        """τ in the unit of the scores: z-scores are turned back."""
+        g = _as_vector(scores)
+        if g.numel() == 0:
+            return math.nan
+        spread = g.std(correction=0)
+        if bool((g == g[0]).all()):
+            return float(g[0])
+        tau = self._tau((g - g.mean()) / spread, entropy)
+        return float(tau * spread + g.mean()) if self.compare == "z" else float(tau)
+
+    def _tau(self, z: Tensor, entropy: float) -> Tensor:
+        q1, median, q3 = torch.quantile(z, torch.tensor([0.25, 0.5, 0.75], dtype=z.dtype))
+        signed = entropy if self.sign == "printed" else -entropy
+        return median + torch.sigmoid(torch.tensor(signed, dtype=z.dtype)) * (q3 - q1)
+
+
+class TopFraction(Filter):
+    """Keep a fixed fraction of the rows, the best ones (ablations M2–M4).
+
+    Args:
+        fraction: Share of rows kept, in (0, 1].
+    """
+
+    def __init__(self, fraction: float) -> None:
+        if not 0 < fraction <= 1:
+            raise ConfigError(f"filter.fraction is {fraction}; it must lie above 0 and at most at 1.")
+        self.fraction = fraction
+
+    def keep(self, scores: Tensor, entropy: float) -> Tensor:
+        """The ⌈fraction·N⌉ highest scores; the earlier row wins a tie."""
+        g = _as_vector(scores)
+        best = torch.argsort(g, descending=True, stable=True)[: math.ceil(self.fraction * len(g))]
+        mask = torch.zeros(len(g), dtype=torch.bool)
+        mask[best] = True
+        return mask
+
+
+class RandomSubset(Filter):
+    """Keep as many rows as another filter would, but at random (ablation M1).
+
+    Args:
+        like: The filter whose count is matched; EDDF by default.
+        seed: Seed of the choice.
+    """
+
+    def __init__(self, like: Filter | None = None, seed: int = 0) -> None:
+        self.like = like or EDDF()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def keep(self, scores: Tensor, entropy: float) -> Tensor:
+        """As many random rows as `like` keeps."""
+        count = int(self.like.keep(scores, entropy).sum())
+        mask = torch.zeros(len(scores), dtype=torch.bool)
+        mask[torch.randperm(len(scores), generator=self.generator)[:count]] = True
+        return mask
+
+
+class KeepAll(Filter):
+    """Keep every row."""
+
+    def keep(self, scores: Tensor, entropy: float) -> Tensor:
+        """All rows."""
+        return torch.ones(len(scores), dtype=torch.bool)
+
+
+def _as_vector(scores: Tensor) -> Tensor:
+    """Scores as float64 on the CPU: a return and its threshold may differ by little."""
+    return torch.as_tensor(scores).detach().cpu().to(torch.float64).reshape(-1)

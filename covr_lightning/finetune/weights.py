@@ -1,0 +1,55 @@
+"""How much each kept row counts in the fine-tuning loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Weight(ABC):
+    """Turns the scores of the kept rows into weights."""
+
+    @abstractmethod
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Weights (N,) ≥ 0 of scores (N,)."""
+
+
+class RALW(Weight):
+    """Return-aware loss weight (Eq. 6): w = max(ḡ, 0), ḡ the kept returns mapped to [−1, 1] by their extremes.
+
+    So the row with the highest return weighs 1, and every row below the middle of the kept range weighs 0: it is not
+    trained on. If all returns are equal, each row weighs 1.
+    """
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Weights (N,) in [0, 1] of returns (N,)."""
+        g = torch.as_tensor(scores).to(torch.float64).reshape(-1)
+        if g.numel() == 0 or bool((g == g[0]).all()):
+            return torch.ones(g.numel())
+        g_bar = 2 * (g - g.min()) / (g.max() - g.min()) - 1
+        return g_bar.clamp(min=0).to(torch.float32)
+
+
+class UniformWeight(Weight):
+    """Every row weighs 1 (ablation M8)."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Ones (N,)."""
+        return torch.ones(len(scores))
+
+
+class RandomWeight(Weight):
+    """Weights drawn from U(0, 1) (ablation M9).
+
+    Args:
+        seed: Seed of the draw.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Random weights (N,)."""
+        return torch.rand(len(scores), generator=self.generator)

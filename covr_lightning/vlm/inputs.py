@@ -1,0 +1,121 @@
+"""Frames and answers as a VLM's inputs, for any model family that has a processor with a chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from covr_lightning.vlm.action_text import ActionText
+from covr_lightning.vlm.prompts import Prompt
+
+IGNORED_LABEL = -100
+LENGTH_MARGIN = 2
+_TYPE_ID_KEYS = ("mm_token_type_ids", "token_type_ids")
+
+
+class VLMInputs:
+    """Builds batches of one prompt with many frames.
+
+    All rows share the prompt and the frame size, so all prompts have the same length and answers start at the same
+    position in every row.
+
+    Args:
+        processor: a Hugging Face processor with `image_processor`, `tokenizer` and a chat template.
+        prompt: what every row asks.
+    """
+
+    def __init__(self, processor: Any, prompt: Prompt) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.prompt = prompt
+        self.prompt_text = processor.apply_chat_template(chat_messages(prompt), add_generation_prompt=True)
+
+    def prompt_batch(self, frames: Tensor) -> dict[str, Tensor]:
+        """Inputs for generation.
+
+        Args:
+            frames: (B, 3, H, W) uint8.
+
+        Returns:
+            The processor's tensors on the CPU, `input_ids` and `attention_mask` of shape (B, P) among them.
+
+        Raises:
+            ValueError: if frames are not (B, 3, H, W) uint8 or the prompts come out at different lengths.
+        """
+        if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
+            raise ValueError(f"frames must be (B, 3, H, W) uint8, got {tuple(frames.shape)} {frames.dtype}")
+        pictures = [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).cpu().numpy()]
+        inputs = dict(
+            self.processor(
+                text=[self.prompt_text] * len(pictures),
+                images=[[picture] for picture in pictures],
+                padding=True,
+                return_tensors="pt",
+            )
+        )
+        if not bool(inputs["attention_mask"].all()):
+            raise ValueError("prompts came out at different lengths, although prompt and frame size are the same")
+        return inputs
+
+    def training_batch(self, frames: Tensor, answers: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and labels for fine-tuning.
+
+        Args:
+            frames: (B, 3, H, W) uint8.
+            answers: B texts that the model shall answer, e.g. "action:[0.02]".
+
+        Returns:
+            Inputs with `input_ids` of shape (B, T), where shorter answers are padded on the right with attention 0,
+            and labels of shape (B, T): -100 everywhere but at the answer's tokens and the end token behind them.
+            Label t is the token at position t; a causal model predicts it from position t - 1.
+
+        Raises:
+            ValueError: if there are not as many answers as frames.
+        """
+        if len(answers) != len(frames):
+            raise ValueError(f"{len(answers)} answers for {len(frames)} frames")
+        inputs = self.prompt_batch(frames)
+        rows = [torch.tensor([*self._answer_ids(answer), self.tokenizer.eos_token_id]) for answer in answers]
+        answer_ids = torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=self._pad_id)
+        lengths = torch.tensor([len(row) for row in rows])
+        is_answer = torch.arange(answer_ids.shape[1]) < lengths[:, None]
+        prompt_labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
+        labels = torch.cat([prompt_labels, answer_ids.masked_fill(~is_answer, IGNORED_LABEL)], dim=1)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_ids], dim=1)
+        mask = inputs["attention_mask"]
+        inputs["attention_mask"] = torch.cat([mask, is_answer.to(mask.dtype)], dim=1)
+        for key in _TYPE_ID_KEYS:
+            if key in inputs:
+                inputs[key] = F.pad(inputs[key], (0, answer_ids.shape[1]))
+        return inputs, labels
+
+    def answer_length(self, action_text: ActionText) -> int:
+        """How many new tokens generation needs for the longest answer within bounds, end token included.
+
+        A small margin lets the answer of a model that is slightly off still end, so that it fails for its content
+        and not for being cut.
+        """
+        steps = torch.linspace(0.0, 1.0, 101)[:, None]
+        actions = action_text.low + steps * (action_text.high - action_text.low)
+        longest = max(len(self._answer_ids(action_text.encode(action))) for action in actions)
+        return longest + 1 + LENGTH_MARGIN
+
+    @property
+    def _pad_id(self) -> int:
+        pad_id = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad_id is None else pad_id
+
+    def _answer_ids(self, answer: str) -> list[int]:
+        return self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+
+def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The conversation that a chat template turns into text: system turn, then picture and question."""
+    return [
+        {"role": "system", "content": [{"type": "text", "text": prompt.system}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt.user}]},
+    ]

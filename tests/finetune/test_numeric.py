@@ -1,0 +1,200 @@
+"""EDDF, RALW, the loss, the schedules and the returns against hand arithmetic and naive versions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from covr_lightning.counters import Counters
+from covr_lightning.errors import ConfigError
+from covr_lightning.finetune import (
+    EDDF,
+    RALW,
+    EpisodeBuffer,
+    LinearSchedule,
+    NeverSchedule,
+    PrintedSchedule,
+    RandomSubset,
+    TopFraction,
+    ralw_loss,
+)
+
+# -- EDDF ----------------------------------------------------------------------------------------------------------
+
+
+def numpy_eddf(g: np.ndarray, entropy: float, sign: float = 1.0, z_score: bool = True) -> np.ndarray:
+    x = (g - g.mean()) / g.std() if z_score else g
+    q1, median, q3 = np.percentile(x, [25, 50, 75])
+    return x > median + (q3 - q1) / (1 + np.exp(-sign * entropy))
+
+
+def test_eddf_of_a_hand_made_buffer() -> None:
+    # g = 0 … 4: median 2, quartiles 1 and 3, IQR 2. ε = 0: σ = 0.5, τ = 2 + 0.5·2 = 3, so only 4 exceeds it.
+    g = torch.arange(5.0)
+    assert EDDF().keep(g, 0.0).tolist() == [False, False, False, False, True]
+    # τ = 3 as a z-score is (3 − 2)/√2; turned back it is 3 again.
+    assert EDDF().threshold(g, 0.0) == pytest.approx(3.0)
+    # ε = −10: σ ≈ 0, τ ≈ the median 2, so 3 and 4 exceed it. The prose's sign makes it σ ≈ 1, τ ≈ 4: none.
+    assert EDDF().keep(g, -10.0).tolist() == [False, False, False, True, True]
+    assert EDDF(sign="prose").keep(g, -10.0).sum() == 1  # 4 > 3.99991 = 2 + 2·σ(10)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("sign", ["printed", "prose"])
+def test_eddf_equals_numpy_and_ignores_z_scoring(seed: int, sign: str) -> None:
+    rng = np.random.default_rng(seed)
+    g = rng.gamma(2.0, 30.0, size=int(rng.integers(2, 700))).astype(np.float32)
+    entropy = float(rng.normal(0, 3))
+    s = 1.0 if sign == "printed" else -1.0
+    kept = EDDF(sign=sign).keep(torch.from_numpy(g), entropy).numpy()  # type: ignore[arg-type]
+    double = g.astype(np.float64)
+    np.testing.assert_array_equal(kept, numpy_eddf(double, entropy, s))
+    # Affine invariance: raw returns against τ(raw), and z-scores of any a·g + b, keep the same rows.
+    np.testing.assert_array_equal(kept, numpy_eddf(double, entropy, s, z_score=False))
+    moved = torch.from_numpy(double * 3.5 - 200)
+    np.testing.assert_array_equal(kept, EDDF(sign=sign).keep(moved, entropy).numpy())  # type: ignore[arg-type]
+
+
+def test_eddf_raw_compares_raw_returns_with_the_threshold_of_z_scores() -> None:
+    g = torch.tensor([5.0, 6.0, 7.0, 50.0])  # every raw return is above any threshold of z-scores
+    assert EDDF(compare="raw").keep(g, 0.0).all()
+    assert not EDDF().keep(g, 0.0).all()
+
+
+@pytest.mark.parametrize(("g", "kept"), [([], 0), ([3.0], 1), ([2.0] * 9, 9)])
+@pytest.mark.parametrize("compare", ["z", "raw"])
+def test_eddf_of_empty_single_and_equal_buffers(g: list[float], kept: int, compare: str) -> None:
+    mask = EDDF(compare=compare).keep(torch.tensor(g), 1.0)  # type: ignore[arg-type]
+    assert mask.dtype == torch.bool
+    assert int(mask.sum()) == kept
+    assert math.isnan(EDDF().threshold(torch.tensor(g), 1.0)) == (len(g) == 0)
+
+
+def test_other_filters() -> None:
+    g = torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0])
+    assert TopFraction(0.4).keep(g, 0.0).tolist() == [False, True, False, True, False]
+    assert int(RandomSubset(TopFraction(0.4)).keep(g, 0.0).sum()) == 2
+    for bad in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="fraction"):
+            TopFraction(bad)
+    with pytest.raises(ConfigError, match="'printed' or 'prose'"):
+        EDDF(sign="both")  # type: ignore[arg-type]
+
+
+# -- RALW ----------------------------------------------------------------------------------------------------------
+
+
+def test_ralw_weights_by_hand() -> None:
+    # 10, 20, 25, 30 → 2·(g − 10)/20 − 1 = −1, 0, 0.5, 1 → 0, 0, 0.5, 1.
+    assert RALW()(torch.tensor([10.0, 20.0, 25.0, 30.0])).tolist() == [0.0, 0.0, 0.5, 1.0]
+    assert RALW()(torch.tensor([7.0, 7.0])).tolist() == [1.0, 1.0]
+    assert RALW()(torch.tensor([])).tolist() == []
+
+
+def naive_ralw(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, eps: float) -> torch.Tensor:
+    total, n_v = torch.zeros(()), 0
+    for b in range(logits.shape[0]):
+        for t in range(logits.shape[1] - 1):
+            y = int(labels[b, t + 1])
+            if y == -100:
+                continue
+            n_v += 1
+            log_p = logits[b, t] - torch.logsumexp(logits[b, t], 0)
+            total = total + weights[b] * ((1 - eps) * -log_p[y] + eps * (-log_p).mean())
+    return total / n_v
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_ralw_equals_a_double_loop_in_value_and_gradient(eps: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, 11, generator=generator)
+    labels = torch.randint(0, 11, (5, 7), generator=generator)
+    labels[:, :3] = -100
+    labels[1, 5:] = -100
+    weights = torch.tensor([0.0, 0.3, 1.0, 0.0, 0.7])
+    ours, naive = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss, reference = ralw_loss(ours, labels, weights, eps), naive_ralw(naive, labels, weights, eps)
+    loss.backward()
+    reference.backward()
+    torch.testing.assert_close(loss, reference)
+    torch.testing.assert_close(ours.grad, naive.grad)
+    assert ours.grad is not None
+    assert not ours.grad[0].any()  # weight 0: not trained
+
+
+def test_n_v_counts_the_tokens_of_zero_weight_rows() -> None:
+    # Two rows, one label token each, uniform logits over V = 4: −log p = log 4. Weights 1 and 0, N_v = 2.
+    labels = torch.tensor([[-100, 2], [-100, 1]])
+    loss = ralw_loss(torch.zeros(2, 2, 4), labels, torch.tensor([1.0, 0.0]), 0.0)
+    assert loss.item() == pytest.approx(math.log(4) / 2)
+    assert ralw_loss(torch.zeros(1, 2, 4), torch.full((1, 2), -100), torch.ones(1)).item() == 0.0
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def test_rounds_of_the_schedules() -> None:
+    assert LinearSchedule(psi0_env_steps=5000).rounds(100_000) == [5000, 15000, 30000, 50000, 75000]
+    assert PrintedSchedule(psi0_env_steps=5000).rounds(100_000) == [5000, 15000, 45000]
+    assert NeverSchedule().rounds(100_000) == []
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(5000), PrintedSchedule(5000), NeverSchedule()])
+def test_rounds_fire_once_each_and_never_at_step_0(schedule) -> None:
+    counters, fired = Counters(), []
+    for env_steps in range(0, 100_001, 8):
+        counters.env_steps = env_steps
+        if schedule.due(counters):
+            fired.append(env_steps)
+            counters.rounds += 1
+    assert fired == [-(-at // 8) * 8 for at in schedule.rounds(100_000)]
+    assert not schedule.due(Counters())
+
+
+# -- returns -------------------------------------------------------------------------------------------------------
+
+
+def transition(reward: float, terminated: bool = False, truncated: bool = False) -> TensorDict:
+    next_ = TensorDict(
+        {
+            "reward": torch.tensor([reward]),
+            "terminated": torch.tensor([terminated]),
+            "truncated": torch.tensor([truncated]),
+        }
+    )
+    pixels = torch.full((9, 2, 2), int(reward), dtype=torch.uint8)
+    return TensorDict({"pixels": pixels, "action": torch.tensor([reward]), "next": next_})
+
+
+def test_returns_of_hand_made_episodes() -> None:
+    buffer = EpisodeBuffer(gamma=0.5)
+    for reward, ends in ((1.0, {}), (2.0, {}), (4.0, {"truncated": True}), (3.0, {}), (8.0, {"terminated": True})):
+        buffer.add(transition(reward, **ends))
+    # First episode: 4; 2 + 0.5·4 = 4; 1 + 0.5·4 = 3. Second: 8; 3 + 0.5·8 = 7.
+    assert buffer.rows()["g"].flatten().tolist() == [3.0, 4.0, 4.0, 7.0, 8.0]
+    assert buffer.rows()["frame"].shape == (5, 3, 2, 2)
+
+
+def test_bootstrap_follows_a_time_limit_but_no_terminal() -> None:
+    buffer = EpisodeBuffer(gamma=0.5, at_time_limit="bootstrap")
+    buffer.add(transition(1.0, truncated=True), value=10.0)
+    buffer.add(transition(1.0, terminated=True), value=10.0)
+    assert buffer.rows()["g"].flatten().tolist() == [6.0, 1.0]
+
+
+def test_an_episode_that_spans_a_round_keeps_its_rows() -> None:
+    buffer = EpisodeBuffer(gamma=1.0)
+    buffer.add(transition(5.0, terminated=True))
+    buffer.add(transition(1.0))
+    assert (len(buffer), buffer.open_rows) == (1, 1)
+    buffer.clear()  # a round
+    assert (len(buffer), buffer.open_rows) == (0, 1)
+    restored = EpisodeBuffer(gamma=1.0)
+    restored.load_state_dict(buffer.state_dict())
+    for each in (buffer, restored):
+        each.add(transition(2.0, truncated=True))
+        assert each.rows()["g"].flatten().tolist() == [3.0, 2.0]  # 1 + 2 and 2: the row from before the round counts
