@@ -1,1 +1,8 @@
 """Lightning callbacks: the progressive fine-tuning, what a run reports, and its progress bar."""
+
+from covr_lightning.callbacks.evaluation import EvaluateEvery, EvaluationVideo
+from covr_lightning.callbacks.progress import CovrProgressBar
+from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
+from covr_lightning.callbacks.summary import RunSummary
+
+__all__ = ["CovrProgressBar", "EvaluateEvery", "EvaluationVideo", "ProgressiveFineTune", "RunSummary"]

@@ -33,7 +33,12 @@ class Prior(ABC):
 
     Args:
         action: What of the policy is pulled: a fresh reparameterised ``"sample"``, or the ``"mean"`` action tanh μ.
+
+    Attributes:
+        uses_vlm: Whether a VLM is needed at all.
     """
+
+    uses_vlm: bool = True
 
     def __init__(self, action: Literal["sample", "mean"] = "sample") -> None:
         if action not in ("sample", "mean"):
@@ -65,6 +70,8 @@ class Prior(ABC):
 
 class NoPrior(Prior):
     """No guidance: the plain agent."""
+
+    uses_vlm = False
 
     def weight(self, counters: Counters) -> float:
         """Always 0."""

@@ -30,6 +30,7 @@ from covr_lightning.agent.views import OneView, Views
 from covr_lightning.counters import Counters
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
+from covr_lightning.evaluation import EpisodeResult, EpisodeReturns, play_episode
 
 
 class SACModule(L.LightningModule):
@@ -64,7 +65,7 @@ class SACModule(L.LightningModule):
 
     def __init__(
         self,
-        spec: EnvSpec,
+        spec: EnvSpec | None = None,
         augmentation: Augmentation | None = None,
         views: Views | None = None,
         objectives: Sequence[Objective] = (),
@@ -87,6 +88,8 @@ class SACModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if spec is None:
+            raise ConfigError("SACModule needs the environment's shapes: SACModule(spec=env.spec).")
         _check_sizes(locals())
         self.automatic_optimization = False
         self.spec = spec
@@ -102,6 +105,8 @@ class SACModule(L.LightningModule):
         self.target_entropy = -float(spec.action_dim)
         self.seed = seed
         self.counters = Counters()
+        self.eval_return = EpisodeReturns()
+        self.record_frames = False
         self._generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
 
@@ -159,6 +164,15 @@ class SACModule(L.LightningModule):
         """min(Q₁, Q₂)(s, a) (B,) of frames as rendered and actions (B, A)."""
         z = self.critic_projection(self.trunk(self.augmentation.centre(pixels.to(self.device))))
         return torch.minimum(*self.critic(z, action.to(self.device))).squeeze(-1)
+
+    @torch.no_grad()
+    def state_value(self, pixels: Tensor) -> Tensor:
+        """V(s) = min Q(s, ã) − α log π(ã | s) (B,) of one sampled action, for frames as rendered (Eq. 3)."""
+        h = self.trunk(self.augmentation.centre(pixels.to(self.device)))
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        action, log_pi, _ = self.actor.sample(self.actor_projection(h), generator)
+        q = torch.minimum(*self.critic(self.critic_projection(h), action))
+        return (q - self.log_alpha.exp() * log_pi).squeeze(-1)
 
     # -- the update ----------------------------------------------------------------------------------------------
 
@@ -238,6 +252,35 @@ class SACModule(L.LightningModule):
         z = self.target_projection(self.target_trunk(view))
         v = torch.minimum(*self.target_critic(z, a_next)) - alpha * log_pi
         return r + self.gamma * not_done * v
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def validation_step(self, seed: int, batch_idx: int = 0) -> EpisodeResult:
+        """Play one deterministic episode on the evaluation environment.
+
+        Args:
+            seed: The episode's seed.
+            batch_idx: Not used.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        result = play_episode(self.act, data.eval_env, int(seed), record=self.record_frames)
+        self.eval_return.update(torch.tensor(result.episode_return))
+        return result
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mean and standard deviation over the evaluation's episodes."""
+        self._log_evaluation("eval")
+
+    def on_test_epoch_end(self) -> None:
+        """Log mean and standard deviation over the test's episodes."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, prefix: str) -> None:
+        result = {f"{prefix}/{name}": value.float() for name, value in self.eval_return.compute().items()}
+        self.eval_return.reset()
+        self.log_dict({**result, "step": float(self.counters.env_steps)}, rank_zero_only=True)
 
     # -- optimizers, logging, state ------------------------------------------------------------------------------
 

@@ -1,1 +1,8 @@
-"""..."""
+"""The agent's experience: collecting it, keeping it, labelling it, handing it out."""
+
+from covr_lightning.data.datamodule import ExperienceData
+from covr_lightning.data.exploration import ExplorationPolicy
+from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.data.labels import LabelQueue
+
+__all__ = ["ExperienceData", "ExplorationPolicy", "FrameStackStorage", "LabelQueue"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,13 +56,15 @@ class EnvSpec:
         return asdict(self)
 
 
-class EnvFactory(Protocol):
+class EnvFactory(ABC):
     """A description of an environment that can be written in YAML and built any number of times."""
 
     @property
+    @abstractmethod
     def spec(self) -> EnvSpec:
         """The environment's shape, known without building it where possible."""
 
+    @abstractmethod
     def make(self, seed: int) -> PixelEnv:
         """Build the environment.
 

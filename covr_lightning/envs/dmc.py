@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from covr_lightning.envs.base import EnvSpec, PixelEnv
+from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.envs.rendering import INSTALL_HINT, choose_backend
 from covr_lightning.errors import ConfigError
 
@@ -30,7 +30,7 @@ _ACTION_DIM["pendulum"] = 1
 EPISODE_ENV_STEPS = 1000
 
 
-class DMControl:
+class DMControl(EnvFactory):
     """One of the nine dm_control tasks, seen through camera 0.
 
     Args:

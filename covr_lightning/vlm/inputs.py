@@ -79,7 +79,7 @@ class VLMInputs:
         if len(answers) != len(frames):
             raise ValueError(f"{len(answers)} answers for {len(frames)} frames")
         inputs = self.prompt_batch(frames)
-        rows = [torch.tensor([*self._answer_ids(answer), self.tokenizer.eos_token_id]) for answer in answers]
+        rows = [torch.tensor([*self.answer_ids(answer), self.tokenizer.eos_token_id]) for answer in answers]
         answer_ids = torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=self._pad_id)
         lengths = torch.tensor([len(row) for row in rows])
         is_answer = torch.arange(answer_ids.shape[1]) < lengths[:, None]
@@ -101,7 +101,7 @@ class VLMInputs:
         """
         steps = torch.linspace(0.0, 1.0, 101)[:, None]
         actions = action_text.low + steps * (action_text.high - action_text.low)
-        longest = max(len(self._answer_ids(action_text.encode(action))) for action in actions)
+        longest = max(len(self.answer_ids(action_text.encode(action))) for action in actions)
         return longest + 1 + LENGTH_MARGIN
 
     @property
@@ -109,7 +109,8 @@ class VLMInputs:
         pad_id = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad_id is None else pad_id
 
-    def _answer_ids(self, answer: str) -> list[int]:
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer, without the end token."""
         return self.tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 

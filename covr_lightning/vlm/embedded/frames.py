@@ -53,7 +53,9 @@ def load_physics(scene: Scene, full_quality: bool) -> Physics:
     return environment.physics
 
 
-def render_native(scene: Scene, physics: Physics, rng: np.random.Generator, size: int, full_quality: bool) -> np.ndarray:
+def render_random(
+    scene: Scene, physics: Physics, rng: np.random.Generator, size: int, full_quality: bool
+) -> np.ndarray:
     """Places the scene at random and renders camera 0 as (size, size, 3) uint8; the state stays for reading."""
     scene.place(physics, rng)
     physics.forward()
@@ -68,7 +70,7 @@ def render_frames(
     sizes: tuple[int, ...] = RENDER_SIZES,
     full_quality_share: float = FULL_QUALITY_SHARE,
 ) -> Frames:
-    """Renders `count` random placements.
+    """Renders `count` random placements as the model sees them.
 
     Args:
         scene: what to render.
@@ -87,8 +89,27 @@ def render_frames(
             continue
         physics = load_physics(scene, full_quality)
         for index in range(start, stop):
-            frame = render_native(scene, physics, rng, int(rng.choice(sizes)), full_quality)
+            frame = render_random(scene, physics, rng, int(rng.choice(sizes)), full_quality)
             pixels[index] = resize_frame(frame)
             readings[index] = scene.read(physics)
         physics.free()
     return Frames(pixels, readings)
+
+
+def render_native_frames(
+    scene: Scene, count: int, seed: int, size: int, full_quality: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Renders `count` random placements at one size and quality, not resized, as an environment would hand them out.
+
+    Returns:
+        Frames (N, 3, size, size) uint8 and readings (N, R) float32.
+    """
+    rng = np.random.default_rng(seed)
+    physics = load_physics(scene, full_quality)
+    pixels = np.empty((count, 3, size, size), dtype=np.uint8)
+    readings = np.empty((count, len(scene.readings)), dtype=np.float32)
+    for index in range(count):
+        pixels[index] = render_random(scene, physics, rng, size, full_quality).transpose(2, 0, 1)
+        readings[index] = scene.read(physics)
+    physics.free()
+    return pixels, readings

@@ -30,7 +30,7 @@ SHUFFLE_FACTOR = 4
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE // SHUFFLE_FACTOR) ** 2
 TEXT_WIDTH = 192
 
-_PIECES = r"action:\[|, | ?(?!action:\[)[A-Za-z_]+|[0-9]| ?[^\sA-Za-z0-9_]+|\s+"
+_PIECES = r"action:\[|, | ?\[-1, 1\]| ?(?!action:\[)[A-Za-z_]+|[0-9]| ?[^\sA-Za-z0-9_]+|\s+"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"

@@ -1,0 +1,58 @@
+"""The progress bar: environment steps, speed, return, λ and round."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class CovrProgressBar(TQDMProgressBar):
+    """One bar for the run, in agent steps, with what a user of this method looks for.
+
+    Args:
+        refresh_rate: Agent steps between two redraws.
+    """
+
+    def __init__(self, refresh_rate: int = 25) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._clock: tuple[float, int, int] | None = None
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Environment steps, their rate, the rate of updates, last evaluation and episode, λ and round."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        counters = data.counters
+        now = (time.monotonic(), counters.env_steps, counters.grad_steps)
+        shown: dict[str, Any] = {"env": counters.env_steps}
+        if self._clock is not None and now[0] > self._clock[0]:
+            seconds = now[0] - self._clock[0]
+            shown["env/s"] = f"{(now[1] - self._clock[1]) / seconds:.0f}"
+            shown["upd/s"] = f"{(now[2] - self._clock[2]) / seconds:.1f}"
+        self._clock = now
+        if data.last_training_return is not None:
+            shown["ep"] = f"{data.last_training_return:.0f}"
+        if "eval/return" in trainer.callback_metrics:
+            shown["eval"] = f"{float(trainer.callback_metrics['eval/return']):.0f}"
+        shown["λ"] = f"{pl_module.prior.weight(counters):g}"  # type: ignore[union-attr, operator]
+        shown["round"] = counters.rounds
+        return shown
+
+    def init_train_tqdm(self) -> Any:
+        """Name the bar after what it counts."""
+        bar = super().init_train_tqdm()
+        bar.set_description("agent steps")
+        bar.unit = "step"
+        return bar
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Keep the bar's name: there are no epochs here."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("agent steps")
+
+    def init_validation_tqdm(self) -> Any:
+        """Call evaluation by its name."""
+        bar = super().init_validation_tqdm()
+        bar.set_description("evaluation")
+        return bar

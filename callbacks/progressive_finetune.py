@@ -1,0 +1,181 @@
+"""Algorithm 1's outer loop: when ψ says so, the agent's best experience fine-tunes the VLM."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from tensordict import TensorDictBase
+
+from covr_lightning.data.datamodule import ExperienceData
+from covr_lightning.errors import ConfigError
+from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, Filter, LinearSchedule, Schedule, Score, Weight
+from covr_lightning.finetune.module import FineTuneSettings
+from covr_lightning.finetune.round import RoundReport, fine_tune_round
+from covr_lightning.finetune.scores import ReturnScore
+
+log = logging.getLogger(__name__)
+
+
+class ProgressiveFineTune(L.Callback):
+    """Fills D_f with the agent's episodes and fine-tunes the VLM on them, round after round.
+
+    A round: label what still waits, score the finished rows of D_f, filter them (EDDF), weigh them (RALW), train the
+    adapter in an inner Trainer, clear the finished rows, advance c. The open episode stays in D_f.
+
+    Each round's figures go to the loggers (``round/…``), to ``rounds/round_NNN.json`` in the run's folder, and its
+    adapter to ``rounds/round_NNN_adapter``.
+
+    Args:
+        schedule: When rounds are due.
+        filter: Which rows are kept.
+        weight: How much they count.
+        score: What rows are judged by.
+        settings: How the adapter is trained.
+        at_time_limit: What follows a truncated episode in g_t: ``"end"`` or ``"bootstrap"`` with the critics' V.
+        entropy_states: States of D that ε is estimated on.
+        precision: Precision of the inner Trainer.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        filter: Filter | None = None,
+        weight: Weight | None = None,
+        score: Score | None = None,
+        settings: FineTuneSettings | None = None,
+        at_time_limit: Literal["end", "bootstrap"] = "end",
+        entropy_states: int = 1024,
+        precision: str = "32-true",
+    ) -> None:
+        if at_time_limit not in ("end", "bootstrap"):
+            raise ConfigError(f"at_time_limit is {at_time_limit!r}; it can be 'end' or 'bootstrap'.")
+        self.schedule = schedule or LinearSchedule()
+        self.filter = filter or EDDF()
+        self.weight = weight or RALW()
+        self.score = score or ReturnScore()
+        self.settings = settings or FineTuneSettings()
+        self.at_time_limit = at_time_limit
+        self.entropy_states = entropy_states
+        self.precision = precision
+        self.reports: list[RoundReport] = []
+        self.buffer: EpisodeBuffer | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Load the VLM, make D_f and listen to the collector."""
+        if stage != "fit":
+            return
+        data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
+        if data.vlm is None:
+            raise ConfigError("ProgressiveFineTune has no VLM to fine-tune (YAML key vlm).")
+        data.vlm.load(data.spec)
+        self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack)  # type: ignore[arg-type]
+        data.listeners.append(self._add)
+        self._value = pl_module.state_value
+
+    def _add(self, transition: TensorDictBase) -> None:
+        assert self.buffer is not None, "setup made it"
+        value = 0.0
+        if self.at_time_limit == "bootstrap" and bool(transition["next", "truncated"]):
+            value = float(self._value(transition["next", "pixels"][None]))
+        self.buffer.add(transition, value)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the VLM where the agent is."""
+        trainer.datamodule.vlm.to(pl_module.device)  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Run a round if one is due."""
+        data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
+        if self.schedule.due(data.counters):
+            self._round(trainer, pl_module, data)
+
+    def _round(self, trainer: L.Trainer, pl_module: L.LightningModule, data: ExperienceData) -> None:
+        assert self.buffer is not None, "setup made it"
+        assert data.vlm is not None, "setup checked it"
+        if data.labels is not None:
+            data.labels.flush()
+        rows = self.buffer.rows()
+        report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
+        scores = self.score(rows, pl_module.min_q) if len(rows) else torch.zeros(0)  # type: ignore[arg-type]
+        fine_tune_round(
+            report, data.vlm, rows, scores.cpu(), self._entropy(pl_module, data), self.filter, self.weight,
+            self.settings, self._trainer_kwargs(pl_module),
+        )  # fmt: skip
+        self.buffer.clear()
+        data.counters.rounds += 1
+        data.vlm.round = data.counters.rounds
+        data.vlm.to(pl_module.device)
+        self.reports.append(report)
+        self._record(trainer, data, report)
+
+    def _entropy(self, pl_module: L.LightningModule, data: ExperienceData) -> float:
+        """Estimate ε on states drawn from D, without touching the sampler's random state."""
+        generator = torch.Generator().manual_seed(self.settings.seed + data.counters.env_steps)
+        index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
+        return pl_module.entropy_per_dim(data.storage.get(index)["pixels"])  # type: ignore[operator]
+
+    def _trainer_kwargs(self, pl_module: L.LightningModule) -> dict[str, Any]:
+        accelerator = "gpu" if pl_module.device.type == "cuda" else pl_module.device.type
+        devices = [pl_module.device.index or 0] if accelerator == "gpu" else 1
+        return {"accelerator": accelerator, "devices": devices, "precision": self.precision}
+
+    def _record(self, trainer: L.Trainer, data: ExperienceData, report: RoundReport) -> None:
+        folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"round_{report.round:03d}"
+        if data.vlm is not None and data.vlm.has_adapter:
+            data.vlm.save_adapter(folder / f"{name}_adapter")
+        (folder / f"{name}.json").write_text(json.dumps(report.as_dict(), indent=1))
+        numbers = {f"round/{k}": float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=report.env_steps)
+        text = (
+            f"Round {report.round} at {report.env_steps} environment steps: kept {report.kept} of {report.rows} rows "
+            f"(ε {report.entropy:.2f}, τ {report.tau:.2f}); VLM error {report.error_before:.3f} → "
+            f"{report.error_after:.3f}, constant {report.error_constant:.3f}; {report.seconds:.0f} s"
+        )
+        log.info(text + (f"; {report.note}" if report.note else ""))
+        if report.note:
+            log.warning("Round %d: %s.", report.round, report.note)
+
+    @staticmethod
+    def _folder(trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "rounds"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Reports and D_f; the adapter is on disk under its round."""
+        return {
+            "reports": [report.as_dict() for report in self.reports],
+            "buffer": self.buffer.state_dict() if self.buffer is not None else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint brought until training starts."""
+        self._restored = state_dict
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over what a checkpoint brought: reports, D_f and the last round's adapter."""
+        state, self._restored = self._restored, None
+        if state is None:
+            return
+        data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
+        folder = self._folder(trainer)
+        assert self.buffer is not None, "setup made it"
+        assert data.vlm is not None, "setup checked it"
+        self.reports = [RoundReport(**{**r, "score_quantiles": tuple(r["score_quantiles"])}) for r in state["reports"]]
+        if state["buffer"] is not None:
+            self.buffer.load_state_dict(state["buffer"])
+            # The environment starts a new episode: the open one ends where it was cut.
+            self.buffer.cut_episode()
+        for report in reversed(self.reports):
+            adapter = folder / f"round_{report.round:03d}_adapter"
+            if adapter.is_dir():
+                data.vlm.load_adapter(adapter, report.round)
+                break
+        data.vlm.round = data.counters.rounds

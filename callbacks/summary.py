@@ -1,0 +1,152 @@
+"""What a run leaves behind for its reader: a curve as CSV and PNG, and a closing table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
+from rich.console import Console
+from rich.table import Table
+
+from covr_lightning.finetune.round import RoundReport
+
+#: Environment steps, mean return, standard deviation over episodes.
+CurvePoint = tuple[int, float, float]
+
+
+class RunSummary(L.Callback):
+    """Writes ``curve.csv`` after each evaluation, and ``curve.png``, ``summary.json`` and a table at the end."""
+
+    def __init__(self) -> None:
+        self.curve: list[CurvePoint] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the evaluation to the curve."""
+        if trainer.state.fn != "fit" or "eval/return" not in trainer.callback_metrics:
+            return
+        metrics = trainer.callback_metrics
+        steps = trainer.datamodule.counters.env_steps  # type: ignore[attr-defined]
+        self.curve = [p for p in self.curve if p[0] < steps]
+        self.curve.append((steps, float(metrics["eval/return"]), float(metrics["eval/return_std"])))
+        write_curve(self.curve, Path(trainer.default_root_dir) / "curve.csv")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the table and the paths."""
+        folder = Path(trainer.default_root_dir)
+        rounds = self._rounds(trainer)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        replay_bytes = data.storage.bytes_per_transition()
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = {
+            "task": data.spec.task,
+            "env_steps": data.counters.env_steps,
+            "grad_steps": data.counters.grad_steps,
+            "curve": self.curve,
+            "replay_bytes_per_transition": replay_bytes,
+            "labels_asked": data.labels.asked if data.labels is not None else 0,
+            "labels_unparsable": data.labels.unparsable if data.labels is not None else 0,
+            "rounds": [r.as_dict() for r in rounds],
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        console = Console()
+        for table in summary_tables(self.curve, rounds):
+            console.print(table)
+        asked = summary["labels_asked"]
+        if asked:
+            console.print(f"Labels: {asked} frames asked, {summary['labels_unparsable'] / asked:.1%} unparsable.")
+        console.print(f"Replay: {replay_bytes:.0f} bytes per transition.")
+        if self.curve:
+            plot_curve(self.curve, rounds, folder / "curve.png", data.spec.task)
+            for name in ("curve.png", "curve.csv", "summary.json"):
+                print(f"{name:>13}: {folder / name}")
+        checkpoint = trainer.checkpoint_callback
+        if checkpoint is not None and getattr(checkpoint, "best_model_path", ""):
+            print(f"{'best':>13}: {checkpoint.best_model_path}")  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _rounds(trainer: L.Trainer) -> list[RoundReport]:
+        return [
+            report
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, ProgressiveFineTune)
+            for report in callback.reports
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve."""
+        return {"curve": [list(point) for point in self.curve]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Set the curve."""
+        self.curve = [(int(s), float(m), float(d)) for s, m, d in state_dict["curve"]]
+
+
+def write_curve(curve: list[CurvePoint], path: Path) -> None:
+    """Write the learning curve as CSV with columns env_steps, return, return_std."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["env_steps", "return", "return_std"])
+        writer.writerows([s, f"{m:.2f}", f"{d:.2f}"] for s, m, d in curve)
+
+
+def summary_tables(curve: list[CurvePoint], rounds: list[RoundReport]) -> list[Table]:
+    """The closing tables: evaluation before and after, and one row per fine-tune round."""
+    tables = []
+    if curve:
+        table = Table(title="Evaluation (deterministic policy, mean ± std over episodes)")
+        for name in ("", "env steps", "return"):
+            table.add_column(name, justify="right")
+        best = max(curve, key=lambda point: point[1])
+        for name, (steps, mean, std) in (("before", curve[0]), ("best", best), ("after", curve[-1])):
+            table.add_row(name, str(steps), f"{mean:.1f} ± {std:.1f}")
+        tables.append(table)
+    if rounds:
+        table = Table(title="Fine-tune rounds (errors: mean |a_v − a| on held-out kept rows)")
+        columns = ("round", "env steps", "kept", "trained", "ε", "error before", "after", "constant", "unparsable", "s")
+        for name in columns:
+            table.add_column(name, justify="right")
+        for r in rounds:
+            table.add_row(
+                str(r.round), str(r.env_steps), f"{r.kept} of {r.rows}", str(r.trained), _number(r.entropy),
+                _number(r.error_before), _number(r.error_after), _number(r.error_constant),
+                f"{_percent(r.unparsable_before)} → {_percent(r.unparsable_after)}", f"{r.seconds:.0f}",
+            )  # fmt: skip
+        notes = "; ".join(f"round {r.round}: {r.note}" for r in rounds if r.note)
+        table.caption = notes or None
+        tables.append(table)
+    return tables
+
+
+def plot_curve(curve: list[CurvePoint], rounds: list[RoundReport], path: Path, title: str) -> None:
+    """Draw the learning curve, a band of one standard deviation, and the rounds as vertical lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps, mean, std = ([point[i] for point in curve] for i in range(3))
+    axes.plot(steps, mean, marker="o", markersize=3, color="tab:blue", label="evaluation return")
+    low, high = [m - d for m, d in zip(mean, std, strict=True)], [m + d for m, d in zip(mean, std, strict=True)]
+    axes.fill_between(steps, low, high, color="tab:blue", alpha=0.2, label="± std over episodes")
+    for i, r in enumerate(rounds):
+        axes.axvline(r.env_steps, color="tab:orange", linestyle="--", label="fine-tune round" if i == 0 else None)
+    axes.set(xlabel="environment steps", ylabel="return", title=title)
+    axes.set_ylim(bottom=min(0, *low))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=120)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0%}"

@@ -1,0 +1,126 @@
+"""The `covr` command."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from covr_lightning.config_files import resolve_arguments
+from covr_lightning.errors import ConfigError
+
+USAGE = """usage: covr COMMAND ...
+
+  covr fit --config NAME.yaml [--KEY VALUE ...]      train
+  covr validate|test --config NAME.yaml --ckpt_path FILE
+                                                     evaluate a checkpoint
+  covr doctor                                        what is there, what is missing
+  covr configs                                       the shipped configs
+  covr train-embedded-vlm --out FOLDER               train the embedded VLM by its recipe
+
+`covr fit --help` lists every key."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are one sentence and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _log_to_stderr()
+    try:
+        return _dispatch(arguments)
+    except ConfigError as error:
+        print(f"covr: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command == "--version":
+        from covr_lightning import __version__
+
+        print(__version__)
+        return 0
+    own: dict[str, Callable[[list[str]], int]] = {
+        "doctor": _doctor,
+        "configs": _configs,
+        "train-embedded-vlm": _train_embedded_vlm,
+    }
+    if command in own:
+        return own[command](arguments[1:])
+    if command not in ("fit", "validate", "test"):
+        raise ConfigError(f"Unknown command {command!r}; it can be fit, validate, test, {', '.join(own)}.")
+    resolved, stems = resolve_arguments(arguments)
+    if not stems and not {"-h", "--help"} & set(arguments):
+        raise ConfigError(f"`covr {command}` needs --config, e.g. `covr {command} --config quickstart.yaml`.")
+    from covr_lightning.training import run
+
+    return run(resolved, "+".join(stems))
+
+
+def _doctor(arguments: list[str]) -> int:
+    from covr_lightning.doctor import doctor
+
+    return doctor()
+
+
+def _configs(arguments: list[str]) -> int:
+    from covr_lightning.config_files import bundled_configs
+
+    for name, path in bundled_configs().items():
+        title = next((line for line in path.read_text().splitlines() if line.startswith("# ")), "# ")
+        print(f"{name:<36} {title[2:]}")
+    return 0
+
+
+def _train_embedded_vlm(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from covr_lightning.vlm.embedded.recipe import train_embedded_vlm
+
+    parser = ArgumentParser(prog="covr train-embedded-vlm", description="Train the embedded VLM by its recipe.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parsed = parser.parse_args(arguments)
+    train_embedded_vlm(parsed.out, seed=parsed.seed)
+    return 0
+
+
+def run_folder(root: Path, name: str, ckpt_path: str | None) -> Path:
+    """The folder of a run: ``root/name``, or the first free ``root/name-N``.
+
+    Args:
+        root: Folder of all runs.
+        name: The run's name.
+        ckpt_path: With ``"last"``, the newest existing folder that has a last checkpoint is meant; with a checkpoint
+            inside a run's folder, that folder.
+
+    Raises:
+        ConfigError: ``"last"`` is asked for and there is none.
+    """
+    mine = [p for p in root.glob(f"{name}*") if re.fullmatch(re.escape(name) + r"(-\d+)?", p.name)]
+    if ckpt_path == "last":
+        saved = [p for p in mine if (p / "checkpoints" / "last.ckpt").exists()]
+        if not saved:
+            raise ConfigError(f"--ckpt_path last: no run {root / name} has a last checkpoint yet.")
+        return max(saved, key=lambda p: (p / "checkpoints" / "last.ckpt").stat().st_mtime)
+    if ckpt_path is not None and Path(ckpt_path).parent.name == "checkpoints":
+        return Path(ckpt_path).parent.parent
+    folder, n = root / name, 2
+    while folder.exists():
+        folder, n = root / f"{name}-{n}", n + 1
+    return folder
+
+
+def _log_to_stderr() -> None:
+    """Show this package's own messages; other libraries keep their own handlers."""
+    logger = logging.getLogger("covr_lightning")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

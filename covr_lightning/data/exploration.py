@@ -1,0 +1,84 @@
+"""What the agent does while it collects experience."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from covr_lightning.counters import Counters
+from covr_lightning.data.labels import Labeller
+
+
+class Actor(Protocol):
+    """What chooses actions after the warm-up."""
+
+    def act(self, pixels: Tensor, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """Actions (B, A) of observations (B, C, H, W) uint8."""
+
+
+class ExplorationPolicy(TensorDictModuleBase):
+    """Warm-up actions first, then samples of the actor.
+
+    Args:
+        actor: Chooses actions after the warm-up.
+        action_dim: A.
+        counters: The run's clock.
+        warmup_agent_steps: Length of the warm-up.
+        warmup_actions: ``"random"``: uniform over [−1, 1]^A. ``"vlm"``: the VLM's proposal, asked for at every
+            `hold_agent_steps`-th step and held in between; uniform where it cannot be parsed. (The paper's second
+            cold-start option.)
+        labeller: The VLM, for ``"vlm"``.
+        hold_agent_steps: Agent steps between two questions.
+        seed: Seed of the noise.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        action_dim: int,
+        counters: Counters,
+        warmup_agent_steps: int,
+        warmup_actions: Literal["random", "vlm"] = "random",
+        labeller: Labeller | None = None,
+        hold_agent_steps: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = ["pixels"], ["action"]
+        # Not a submodule: the actor belongs to the LightningModule.
+        self._actor = (actor,)
+        self.action_dim = action_dim
+        self.counters = counters
+        self.warmup_agent_steps = warmup_agent_steps
+        self.warmup_actions = warmup_actions
+        self.labeller = labeller
+        self.hold_agent_steps = hold_agent_steps
+        self.noise = torch.Generator().manual_seed(seed)  # uniform actions, on the CPU
+        self._seed = seed
+        self._actor_noise: torch.Generator | None = None
+        self._held: Tensor | None = None
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``action`` (A,) for ``pixels`` (3·k, H, W)."""
+        if self.counters.agent_steps < self.warmup_agent_steps:
+            action = self._warmup_action(tensordict["pixels"])
+        else:
+            actor = self._actor[0]
+            device = getattr(actor, "device", torch.device("cpu"))
+            if self._actor_noise is None or self._actor_noise.device != device:
+                self._actor_noise = torch.Generator(device).manual_seed(self._seed)
+            action = actor.act(tensordict["pixels"][None], generator=self._actor_noise)[0].cpu()
+        return tensordict.set("action", action)
+
+    def _warmup_action(self, pixels: Tensor) -> Tensor:
+        uniform = torch.rand(self.action_dim, generator=self.noise) * 2 - 1
+        if self.warmup_actions == "random" or self.labeller is None:
+            return uniform
+        if self._held is None or self.counters.agent_steps % self.hold_agent_steps == 0:
+            proposal, valid = self.labeller.propose(pixels[None, -3:])
+            self._held = proposal[0] if bool(valid[0]) else uniform
+        return self._held

@@ -1,0 +1,123 @@
+"""From a YAML to a run: LightningCLI with this package's keys, links and defaults."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from covr_lightning.agent.sac import SACModule
+from covr_lightning.callbacks import CovrProgressBar, EvaluateEvery, EvaluationVideo, RunSummary
+from covr_lightning.cli import run_folder
+from covr_lightning.data.datamodule import ExperienceData
+from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.vlm import VLM
+
+
+class CovrCLI(LightningCLI):
+    """LightningCLI with a `vlm` key, a run folder, and what every run wants."""
+
+    run_name = "run"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys beside `model`, `data` and `trainer`, and fill in what one part knows of another."""
+        parser.add_class_arguments(VLM, "vlm")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--name", type=str | None, default=None, help="the run's name; by default the config's")
+        parser.add_argument("--video", type=bool, default=False, help="write an mp4 of each evaluation's first episode")
+        parser.link_arguments("vlm", "data.init_args.vlm", apply_on="instantiate")
+        parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Give the Trainer the run's folder, loggers, checkpoints and callbacks, unless the YAML has its own."""
+        config = self._get(self.config, "trainer")
+        ckpt_path = self.config[self.subcommand].get("ckpt_path")
+        name = self._get(self.config, "name") or self.run_name
+        folder = run_folder(Path(self._get(self.config, "runs_dir")), name, ckpt_path)
+        if ckpt_path == "last":
+            self.config_init[self.subcommand]["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")
+        elif ckpt_path is not None and not Path(ckpt_path).is_file():
+            raise ConfigError(f"--ckpt_path {ckpt_path}: there is no such file.")
+        kwargs["default_root_dir"] = str(folder)
+        kwargs["max_epochs"] = 1  # the run's length is data.max_env_steps
+        kwargs["max_steps"] = -1
+        kwargs["num_sanity_val_steps"] = 0
+        kwargs["check_val_every_n_epoch"] = 1
+        fitting = self.subcommand == "fit"
+        if config.logger in (None, True) and fitting:
+            tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
+            kwargs["logger"] = [CSVLogger(folder, name="", version=""), tensorboard]
+        elif not fitting:
+            kwargs["logger"] = False
+        trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
+        if fitting:
+            trainer_callbacks += [EvaluateEvery(), RunSummary()]
+            if config.enable_checkpointing is not False and not _has(trainer_callbacks, ModelCheckpoint):
+                trainer_callbacks.append(
+                    ModelCheckpoint(
+                        folder / "checkpoints",
+                        filename="best",
+                        monitor="eval/return",
+                        mode="max",
+                        save_last=True,
+                        save_on_exception=True,
+                        enable_version_counter=False,
+                    )
+                )
+        if config.enable_progress_bar is not False and fitting and not _has(trainer_callbacks, CovrProgressBar):
+            trainer_callbacks.append(CovrProgressBar())
+        if self._get(self.config, "video"):
+            trainer_callbacks.append(EvaluationVideo())
+        kwargs["callbacks"] = trainer_callbacks
+        return super().instantiate_trainer(**kwargs)
+
+
+def _has(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def run(arguments: list[str], name: str) -> int:
+    """Run ``fit``, ``validate`` or ``test``.
+
+    Args:
+        arguments: Command line with configs resolved.
+        name: The run's default name.
+
+    Returns:
+        Exit status.
+    """
+    _silence()
+    CovrCLI.run_name = name
+    CovrCLI(
+        SACModule,
+        ExperienceData,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"log_every_n_steps": 50, "enable_model_summary": False},
+        auto_configure_optimizers=False,
+        args=arguments,
+    )
+    return 0
+
+
+def _silence() -> None:
+    """Leave out what libraries say about themselves and no user can act on."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*args parameter is intended to run from within Python.*",
+        ".*LeafSpec.*",
+        ".*torch.jit.*",
+        ".*is an experimental.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)

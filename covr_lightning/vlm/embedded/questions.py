@@ -1,0 +1,101 @@
+"""Questions that the embedded VLM is trained on, in the same skeleton as the task prompts.
+
+Two kinds: questions about named readings of a scene, with the simulator's values as the answer; and questions about
+made-up names, which teach only the form of the answer (how many numbers, where it ends) and never a value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from covr_lightning.vlm.action_text import answer_format
+from covr_lightning.vlm.embedded.scenes import Scene
+from covr_lightning.vlm.prompts import DMC_SYSTEM, Prompt, dmc_prompt, dmc_tasks, user_text
+
+MAX_READINGS = 8
+MAX_MADE_UP_NAMES = 12
+MADE_UP_SHARE = 0.2
+FILLER_SHARE = 0.4
+SYSTEMS = (DMC_SYSTEM, "You read values off one picture.")
+INSTRUCTIONS = ("Read these values.", "Read off the picture.", "Give the values by name.", "What are the values?")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt and the columns of the scene's readings that it asks for.
+
+    Attributes:
+        prompt: system and user turn; its names are those asked for.
+        columns: indices into the scene's readings, in the order asked; empty for made-up names.
+    """
+
+    prompt: Prompt
+    columns: tuple[int, ...]
+
+
+def training_corpus(scenes: dict[str, Scene]) -> list[str]:
+    """All texts whose words the tokenizer shall hold as single tokens."""
+    prompts = [dmc_prompt(task) for task in dmc_tasks()]
+    texts = [text for prompt in prompts for text in (prompt.system, prompt.user)]
+    for scene in scenes.values():
+        texts.append(user_text(scene.caption, " ".join(INSTRUCTIONS), tuple(scene.readings)))
+    return [*texts, *SYSTEMS]
+
+
+def vocabulary_words(tokenizer: Any, scenes: Sequence[Scene]) -> list[str]:
+    """Lower-case words and word parts that are single tokens and no reading's name, sorted.
+
+    Filler text and made-up names are built of them.
+    """
+    names = {name for scene in scenes for name in scene.readings}
+    texts = (tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab())
+    return sorted({text.strip() for text in texts if re.fullmatch(r" ?[a-z_]{3,}", text)} - names)
+
+
+def reading_question(scene: Scene, columns: Sequence[int], instruction: str = INSTRUCTIONS[0]) -> Question:
+    """Asks for some of a scene's readings by name."""
+    names = list(scene.readings)
+    asked = tuple(names[column] for column in columns)
+    return Question(Prompt(SYSTEMS[1], user_text(scene.caption, instruction, asked), asked), tuple(columns))
+
+
+def short_question(scene: Scene, rng: Generator) -> Question:
+    """Asks for all readings in a random order with nothing but the answer format: cheap first lessons."""
+    columns = tuple(int(i) for i in rng.permutation(len(scene.readings)))
+    names = tuple(np.array(list(scene.readings))[list(columns)])
+    return Question(Prompt("", answer_format(names), names), columns)
+
+
+def random_question(scene: Scene, words: Sequence[str], rng: Generator) -> Question:
+    """Draws a question: mostly a random subset and order of the readings, at times made-up names.
+
+    Args:
+        scene: whose caption and readings are used.
+        words: single-token words for filler sentences and made-up names.
+        rng: the only source of chance.
+    """
+    system = SYSTEMS[int(rng.integers(len(SYSTEMS)))]
+    made_up = rng.random() < MADE_UP_SHARE
+    if made_up or rng.random() < FILLER_SHARE:
+        filler = " ".join(words[i] for i in rng.integers(len(words), size=int(rng.integers(4, 28))))
+        instruction = filler.capitalize() + "."
+    else:
+        instruction = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
+    if made_up:
+        names = tuple(_made_up_name(words, rng) for _ in range(int(rng.integers(1, MAX_MADE_UP_NAMES + 1))))
+        return Question(Prompt(system, user_text(scene.caption, instruction, names), names), ())
+    count = int(rng.integers(1, min(MAX_READINGS, len(scene.readings)) + 1))
+    columns = tuple(int(i) for i in rng.permutation(len(scene.readings))[:count])
+    names = tuple(np.array(list(scene.readings))[list(columns)])
+    return Question(Prompt(system, user_text(scene.caption, instruction, names), names), columns)
+
+
+def _made_up_name(words: Sequence[str], rng: Generator) -> str:
+    parts = 1 if rng.random() < 0.7 else 2
+    return "_".join(words[i] for i in rng.integers(len(words), size=parts))

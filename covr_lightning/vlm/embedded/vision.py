@@ -1,0 +1,91 @@
+"""First step of the recipe: the vision tower learns to see by direct regression of the readings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from covr_lightning.vlm.embedded.frames import Frames
+from covr_lightning.vlm.embedded.model import IMAGE_TOKENS, TEXT_WIDTH
+
+REGRESSION_BETA = 0.1
+
+
+def image_tokens(model: Any, pixels: Tensor) -> Tensor:
+    """The tokens that the language side receives.
+
+    Args:
+        model: the embedded VLM.
+        pixels: (B, 3, 128, 128) uint8, already resized.
+
+    Returns:
+        (B, 4, 192) float32.
+    """
+    normalised = pixels.float().div(127.5).sub(1.0)
+    patches = model.model.vision_model(normalised).last_hidden_state
+    return model.model.connector(patches)
+
+
+def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Learning rate at `step` (from 1): linear warm-up, then a cosine down to 2 % of the peak."""
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
+    return peak * min(1.0, step / warmup) * (0.98 * cosine + 0.02)
+
+
+def train_tower(
+    model: Any, frames: list[Frames], steps: int, batch_size: int, peak_rate: float, seed: int, log: Callable[[str], None]
+) -> None:
+    """Trains the vision tower and the connector with one linear regression head per scene, thrown away afterwards.
+
+    A linear head on the flattened tokens leaves every reading linearly decodable, which is what makes the language
+    side's task easy.
+
+    Args:
+        model: the embedded VLM; only its tower and connector change.
+        frames: one entry per scene.
+        steps: optimizer steps.
+        batch_size: frames per step, the same number from each scene.
+        peak_rate: AdamW's learning rate after the warm-up.
+        seed: seeds the heads and the order of frames.
+        log: receives a progress line now and then.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    per_scene = max(1, batch_size // len(frames))
+    pixels = [torch.from_numpy(scene.pixels) for scene in frames]
+    readings = [torch.from_numpy(scene.readings) for scene in frames]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = nn.ModuleList(nn.Linear(IMAGE_TOKENS * TEXT_WIDTH, target.shape[1]) for target in readings)
+    trained = nn.ModuleList([model.model.vision_model, model.model.connector, heads]).train()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    mean_loss = 0.0
+    for step in range(1, steps + 1):
+        optimizer.param_groups[0]["lr"] = cosine_rate(step, steps, peak_rate, warmup=100)
+        rows = [torch.randint(0, len(target), (per_scene,), generator=generator) for target in readings]
+        tokens = image_tokens(model, torch.cat([scene[row] for scene, row in zip(pixels, rows, strict=True)]))
+        losses = [
+            F.smooth_l1_loss(head(chunk.flatten(1)), target[row], beta=REGRESSION_BETA)
+            for head, chunk, target, row in zip(heads, tokens.split(per_scene), readings, rows, strict=True)
+        ]
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        mean_loss += loss.item()
+        if step % 100 == 0 or step == steps:
+            log(f"vision {step}/{steps}: regression loss {mean_loss / (step % 100 or 100):.4f}")
+            mean_loss = 0.0
+
+
+@torch.no_grad()
+def cached_tokens(model: Any, pixels: np.ndarray, batch_size: int = 100) -> Tensor:
+    """Image tokens of many frames, (N, 4, 192), for training the language side without the tower."""
+    model.eval()
+    return torch.cat([image_tokens(model, chunk) for chunk in torch.from_numpy(pixels).split(batch_size)])

@@ -1,0 +1,197 @@
+"""The VLM as an actor: frames in, actions out, and a LoRA adapter that fine-tuning trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from covr_lightning.envs.base import EnvSpec
+from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.action_text import ActionText
+from covr_lightning.vlm.inputs import VLMInputs
+from covr_lightning.vlm.loading import load_vlm
+from covr_lightning.vlm.prompts import Prompt, dmc_prompt
+
+#: Table 9's target modules outside CARLA, by the ends of their names.
+LORA_TARGETS = (
+    "down_proj", "o_proj", "q_proj", "up_proj", "v_proj", "k_proj", "gate_proj", "qkv", "lm_head",
+)  # fmt: skip
+
+
+@dataclass
+class LoRA:
+    """Adapter settings (Table 9).
+
+    Attributes:
+        rank: Rank r of the update BA.
+        alpha: Scale: the update counts α/r. The paper takes 256 on CARLA and 16 elsewhere.
+        dropout: Dropout before A, while training.
+        targets: Modules that get an adapter, by the ends of their names.
+    """
+
+    rank: int = 128
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: Sequence[str] = LORA_TARGETS
+
+
+class VLM:
+    """A vision-language model that proposes actions, and its adapter.
+
+    Nothing is loaded before :meth:`load`, so a run that asks no VLM pays nothing for having one described.
+
+    Args:
+        path: ``"embedded"`` (the tiny VLM that comes with the package), a Hugging Face folder, or a hub name.
+        lora: Adapter settings; the adapter is made by the first fine-tune round.
+        prompt: What the VLM is told; by default the prompt that comes with the task.
+        dtype: Type of the base weights, e.g. ``"bfloat16"``; float32 by default.
+    """
+
+    def __init__(
+        self,
+        path: str = "embedded",
+        lora: LoRA | None = None,
+        prompt: Prompt | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        self.path = path
+        self.lora = lora or LoRA()
+        self.prompt = prompt
+        self.dtype = dtype
+        #: Fine-tune round of the weights that answer; 0 is the base model.
+        self.round = 0
+        self.model: Any = None
+        self.inputs: VLMInputs
+        self.codec: ActionText
+        self._device = torch.device("cpu")
+
+    def load(self, spec: EnvSpec) -> None:
+        """Load weights, processor and prompt for an environment; does nothing the second time.
+
+        Args:
+            spec: The environment; its action size must be the prompt's.
+
+        Raises:
+            ConfigError: The folder cannot be used, or prompt and environment disagree.
+        """
+        if self.model is not None:
+            return
+        prompt = self.prompt or dmc_prompt(spec.task)
+        if prompt.action_size != spec.action_dim:
+            raise ConfigError(
+                f"The prompt asks for {prompt.action_size} action values ({', '.join(prompt.action_names)}), but "
+                f"{spec.task} takes {spec.action_dim} (YAML key vlm.prompt.action_names)."
+            )
+        self.model, processor = load_vlm(self.path, dtype=self.dtype)
+        self.model.requires_grad_(False)
+        self.inputs = VLMInputs(processor, prompt)
+        self.codec = ActionText(spec.action_low, spec.action_high)
+
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        self._device = device
+        if self.model is not None:
+            self.model.to(device)
+
+    @torch.inference_mode()
+    def answer(self, frames: Tensor) -> list[str]:
+        """The VLM's words, greedily decoded.
+
+        Args:
+            frames: (B, 3, H, W) uint8.
+        """
+        batch = {name: value.to(self._device) for name, value in self.inputs.prompt_batch(frames).items()}
+        tokens = self.model.generate(
+            **batch, max_new_tokens=self.inputs.answer_length(self.codec), do_sample=False, num_beams=1
+        )
+        new = tokens[:, batch["input_ids"].shape[1] :]
+        return self.inputs.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The VLM's actions a_v.
+
+        Args:
+            frames: (B, 3, H, W) uint8.
+
+        Returns:
+            Actions (B, A) clipped to the bounds, and which answers could be parsed (B,) bool; the others are masked,
+            never replaced by a random action.
+        """
+        decoded = [self.codec.decode(text) for text in self.answer(frames)]
+        actions = torch.stack([action for action, _ in decoded])
+        return actions, torch.tensor([valid for _, valid in decoded])
+
+    # -- adapter -------------------------------------------------------------------------------------------------
+
+    def add_adapter(self) -> None:
+        """Give the model a LoRA adapter that changes nothing yet; does nothing if it has one.
+
+        Raises:
+            ConfigError: No module's name ends in any of the targets.
+        """
+        if self.has_adapter:
+            return
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            target_modules=list(self.lora.targets),
+        )
+        try:
+            self.model = get_peft_model(self.model, config)
+        except ValueError as error:
+            raise ConfigError(
+                f"None of vlm.lora.targets ({', '.join(self.lora.targets)}) is a module of the VLM at "
+                f"{self.path!r}: {error}"
+            ) from error
+        self.model.eval()
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a round has given the model an adapter."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def base_model(self) -> Any:
+        """The Hugging Face model, with the adapter's layers inside if there is one."""
+        return self.model.get_base_model() if self.has_adapter else self.model
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, complete or not at all."""
+        part = folder.with_name(folder.name + ".part")
+        self.model.save_pretrained(part, save_embedding_layers=False)
+        part.rename(folder)
+
+    def load_adapter(self, folder: Path, round_: int) -> None:
+        """Put the adapter of a round in force.
+
+        Args:
+            folder: What :meth:`save_adapter` wrote.
+            round_: Its round.
+        """
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        self.add_adapter()
+        set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+        self.model.to(self._device)
+        self.round = round_
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed PyTorch for what runs inside, and leave its random state outside as it was.
+
+    So a VLM's fine-tuning (dropout, adapter initialisation) does not change what the agent draws.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
