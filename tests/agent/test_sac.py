@@ -1,0 +1,290 @@
+"""The SAC update against hand arithmetic and the rules that it must keep."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+
+from covr_lightning.agent import (
+    AnnealedPrior,
+    ConstantPrior,
+    DelayedPrior,
+    NoPrior,
+    Objective,
+    RandomCrop,
+    RandomShift,
+    RandomTranslate,
+    SACModule,
+)
+from covr_lightning.agent.networks import GaussianActor
+from covr_lightning.agent.priors import imitation_error
+from covr_lightning.counters import Counters
+from covr_lightning.envs import EnvSpec
+from covr_lightning.errors import ConfigError
+
+SPEC = EnvSpec("cartpole-swingup", 20, 20, 3, 2, 8, 1000)
+
+
+def batch(n: int = 8, seed: int = 0, labelled: float = 0.5) -> TensorDict:
+    g = torch.Generator().manual_seed(seed)
+    return TensorDict(
+        {
+            "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
+            "action": torch.rand(n, 2, generator=g) * 2 - 1,
+            "a_v": torch.rand(n, 2, generator=g) * 2 - 1,
+            "a_v_valid": torch.rand(n, 1, generator=g) < labelled,
+            "next": {
+                "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
+                "reward": torch.rand(n, 1, generator=g),
+                "terminated": torch.rand(n, 1, generator=g) < 0.3,
+            },
+        },
+        [n],
+    )
+
+
+def agent(**settings) -> SACModule:
+    torch.manual_seed(0)
+    module = SACModule(SPEC, **{"hidden": 16, "filters": 4, "strides": (2, 1), "latent": 8, **settings})
+    optimizers = module.configure_optimizers()
+    module.optimizers = lambda *a, **k: optimizers  # type: ignore[method-assign]
+    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    return module
+
+
+def parameters(module: SACModule) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "") -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a if k.startswith(prefix))
+
+
+def test_lambda_0_gives_the_base_agent_bit_for_bit_after_50_updates() -> None:
+    base = agent(augmentation=RandomCrop(16), prior=NoPrior())
+    others = [
+        agent(augmentation=RandomCrop(16), prior=ConstantPrior(lam=0.0)),
+        agent(augmentation=RandomCrop(16), prior=DelayedPrior(lam=0.0, after_rounds=0)),
+        agent(augmentation=RandomCrop(16), prior=DelayedPrior(lam=3.0, after_rounds=1)),  # not started yet
+    ]
+    guided = agent(augmentation=RandomCrop(16), prior=ConstantPrior(lam=1.0))
+    for update in range(50):
+        b = batch(seed=update)
+        for module in (base, *others, guided):
+            module.training_step(b.clone())
+    for other in others:
+        assert same(parameters(base), parameters(other))
+    assert not same(parameters(base), parameters(guided), "actor.")
+
+
+def test_critic_target_by_hand() -> None:
+    module, b = agent(), batch()
+    generator_state = module.generator.get_state()
+    alpha = module.log_alpha.exp()
+    y = module._target(b["next", "pixels"], b["next", "reward"], (~b["next", "terminated"]).float(), alpha)
+    module.generator.set_state(generator_state)
+    h = module.trunk(b["next", "pixels"])
+    a, log_pi, _ = module.actor.sample(module.actor_projection(h), module.generator)
+    z = module.target_projection(module.target_trunk(b["next", "pixels"]))
+    for i in range(len(b)):
+        q1, q2 = module.target_critic(z[i : i + 1], a[i : i + 1])
+        expected = b["next", "reward"][i].item()
+        if not b["next", "terminated"][i]:
+            expected += 0.99 * (min(q1.item(), q2.item()) - 0.1 * log_pi[i].item())
+        assert y[i].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_actor_moves_neither_encoder_nor_critics() -> None:
+    module = agent(actor_every_grad_steps=1, target_every_grad_steps=10**6)
+    before = parameters(module)
+    critic_opt, actor_opt, alpha_opt = module.optimizers()
+    critic_opt.step = lambda *a, **k: None  # only actor and temperature step
+    module.training_step(batch())
+    after = parameters(module)
+    for prefix in ("trunk.", "critic.", "critic_projection.", "target_"):
+        assert same(before, after, prefix), prefix
+    for prefix in ("actor.", "actor_projection.", "log_alpha"):
+        assert not same(before, after, prefix), prefix
+    assert all(p.requires_grad for p in module.critic.parameters())
+
+
+def test_update_frequencies() -> None:
+    module = agent(actor_every_grad_steps=2, target_every_grad_steps=3)
+    changed: dict[str, list[int]] = {"actor.": [], "target_critic.": [], "critic.": []}
+    for step in range(1, 7):
+        before = parameters(module)
+        module.training_step(batch(seed=step))
+        after = parameters(module)
+        for prefix in changed:
+            if not same(before, after, prefix):
+                changed[prefix].append(step)
+    assert changed == {"actor.": [2, 4, 6], "target_critic.": [3, 6], "critic.": [1, 2, 3, 4, 5, 6]}
+
+
+def test_targets_move_by_their_own_rates() -> None:
+    module = agent(critic_tau=0.01, encoder_tau=0.05, target_every_grad_steps=1)
+    before = parameters(module)
+    module.training_step(batch())
+    after = parameters(module)
+    for part, tau in (("critic", 0.01), ("trunk", 0.05), ("projection", 0.05)):
+        online = "critic_projection" if part == "projection" else part
+        for name in [n for n in after if n.startswith(f"target_{part}.")]:
+            source = after[name.replace(f"target_{part}", online, 1)]
+            torch.testing.assert_close(after[name], (1 - tau) * before[name] + tau * source)
+
+
+def test_log_pi_by_hand() -> None:
+    actor = GaussianActor(4, 2, 8)
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    a, log_pi, mean = actor.sample(z, torch.Generator().manual_seed(2))
+    mu, log_std = actor(z)
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(2))
+    for b in range(3):
+        expected = 0.0
+        for i in range(2):
+            sigma = math.exp(log_std[b, i])
+            u = float(mu[b, i]) + sigma * float(noise[b, i])
+            gaussian = -((u - float(mu[b, i])) ** 2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
+            expected += gaussian - math.log(1 - math.tanh(u) ** 2 + 1e-6)
+            assert a[b, i].item() == pytest.approx(math.tanh(u), abs=1e-5)
+        assert log_pi[b].item() == pytest.approx(expected, abs=1e-3)
+    torch.testing.assert_close(mean, torch.tanh(mu))
+
+
+def test_empty_batch_of_the_warm_up_changes_nothing() -> None:
+    module = agent()
+    before = parameters(module)
+    module.training_step(TensorDict({}, []))
+    assert same(before, parameters(module))
+    assert module.counters.grad_steps == 0
+
+
+def test_an_objective_moves_the_encoder_by_its_own_rate() -> None:
+    class Shrink(Objective):
+        def build(self, agent):
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def loss(self, batch, views, agent):
+            loss = self.scale * agent.trunk(views.actor).square().mean()
+            return loss, {"train/shrink": loss.detach()}
+
+    module = agent(objectives=[Shrink(lr=1e-2, encoder_lr_multiplier=0.5)])
+    optimizer = module.configure_optimizers()[-1]
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 5e-3]
+    plain = agent()
+    for m in (module, plain):
+        m.training_step(batch())
+    assert not same(parameters(plain), parameters(module), "trunk.")
+
+
+# -- priors ---------------------------------------------------------------------------------------------------------
+
+
+def test_imitation_error_by_hand() -> None:
+    # Rows: ‖(1, 0) − (0, 0)‖² = 1; masked; ‖(1, 1) − (0, −1)‖² = 1 + 4 = 5. Mean over the two labelled rows: 3.
+    a_r = torch.tensor([[0.0, 0.0], [9.0, 9.0], [0.0, -1.0]], requires_grad=True)
+    a_v = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    valid = torch.tensor([[True], [False], [True]])
+    error = imitation_error(a_r, a_v, valid)
+    assert error.item() == 3.0
+    error.backward()
+    # d/da_r = −2 (a_v − a_r) / 2 labelled rows.
+    assert a_r.grad is not None
+    assert a_r.grad.tolist() == [[-1.0, 0.0], [0.0, 0.0], [-1.0, -2.0]]
+    assert imitation_error(a_r, a_v, torch.zeros(3, 1, dtype=torch.bool)).item() == 0.0
+
+
+def test_weights_of_the_priors() -> None:
+    at = lambda env_steps=0, rounds=0: Counters(env_steps=env_steps, rounds=rounds)  # noqa: E731
+    assert NoPrior().weight(at()) == 0
+    assert not NoPrior().uses_vlm
+    assert ConstantPrior(1.5).weight(at()) == 1.5
+    delayed = DelayedPrior(lam=2.0, after_rounds=2)
+    assert [delayed.weight(at(rounds=r)) for r in range(4)] == [0, 0, 2, 2]
+    assert [delayed.wants_labels(at(rounds=r)) for r in range(4)] == [False, False, True, True]
+    apl = AnnealedPrior()
+    # 2 − 0.01·⌊t/200⌋: 2 at 0 and 199, 1.99 at 200, 1 at 20,000, the floor 0.1 from 38,000 on.
+    weights = [apl.weight(at(env_steps=t)) for t in (0, 199, 200, 20_000, 38_000, 99_000)]
+    assert weights == pytest.approx([2.0, 2.0, 1.99, 1.0, 0.1, 0.1])
+    with pytest.raises(ConfigError, match="prior.lam is -1"):
+        ConstantPrior(-1)
+
+
+# -- augmentations --------------------------------------------------------------------------------------------------
+
+
+def numbered(n: int = 4, size: int = 10) -> torch.Tensor:
+    return torch.arange(n * 6 * size * size).reshape(n, 6, size, size).remainder(251).to(torch.uint8)
+
+
+def test_crop_cuts_windows_that_exist_and_all_channels_alike() -> None:
+    images = numbered()
+    crops = RandomCrop(7)(images, torch.Generator().manual_seed(0))
+    for image, crop in zip(images, crops, strict=True):
+        places = [(y, x) for y in range(4) for x in range(4) if torch.equal(image[:, y : y + 7, x : x + 7], crop)]
+        assert len(places) >= 1
+    assert torch.equal(RandomCrop(6).centre(images), images[..., 2:8, 2:8])
+    assert torch.equal(RandomCrop(10)(images), images)
+
+
+def test_crop_reaches_every_offset() -> None:
+    image = torch.arange(25, dtype=torch.uint8).reshape(1, 1, 5, 5).expand(400, -1, -1, -1)
+    corners = RandomCrop(3)(image, torch.Generator().manual_seed(0))[:, 0, 0, 0].unique()
+    assert corners.tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+
+
+def test_translate_places_the_frame_and_moves_the_next_one_alike() -> None:
+    images = numbered() // 2 + 1
+    canvas = RandomTranslate(13)(images, torch.Generator().manual_seed(0))
+    for image, placed in zip(images, canvas, strict=True):
+        ys, xs = placed[0].nonzero(as_tuple=True)
+        y, x = int(ys.min()), int(xs.min())
+        assert torch.equal(placed[:, y : y + 10, x : x + 10], image)
+        assert int((placed > 0).sum()) == image.numel()
+    assert torch.equal(RandomTranslate(14).centre(images)[..., 2:12, 2:12], images)
+    module = agent(augmentation=RandomTranslate(24))
+    b = batch()
+    views = module.views(b["pixels"], b["pixels"], module.augmentation, module.generator)
+    assert torch.equal(views.actor, views.target[0])  # one offset for both
+    views = module.views(b["pixels"], b["pixels"], RandomCrop(12), module.generator)
+    assert not torch.equal(views.actor, views.target[0])  # crops are independent
+
+
+def test_shift_equals_padding_and_cropping() -> None:
+    images = numbered()
+    shifted = RandomShift(3)(images, torch.Generator().manual_seed(5))
+    g = torch.Generator().manual_seed(5)
+    top, left = torch.randint(0, 7, (4,), generator=g), torch.randint(0, 7, (4,), generator=g)
+    padded = F.pad(images.float(), (3, 3, 3, 3), mode="replicate")
+    for i in range(4):
+        expected = padded[i, :, top[i] : top[i] + 10, left[i] : left[i] + 10]
+        assert torch.equal(shifted[i].float(), expected)
+
+
+def test_impossible_sizes_are_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"crop of 30 pixels .* larger than the frame of 20×20"):
+        agent(augmentation=RandomCrop(30))
+    with pytest.raises(ConfigError, match=r"canvas of 10 pixels .* smaller than the frame"):
+        agent(augmentation=RandomTranslate(10))
+    with pytest.raises(ConfigError, match="shrinks to nothing"):
+        agent(strides=(2, 2, 2, 2))
+    with pytest.raises(ConfigError, match=r"model\.gamma is 2"):
+        agent(gamma=2)
+
+
+def test_a_checkpoint_of_another_task_is_refused() -> None:
+    module = agent()
+    checkpoint: dict = {}
+    module.on_save_checkpoint(checkpoint)
+    other = copy.deepcopy(checkpoint)
+    other["covr_spec"]["task"] = "walker-walk"
+    with pytest.raises(ConfigError, match="of task 'walker-walk', this run's task is 'cartpole-swingup'"):
+        module.on_load_checkpoint(other)
+    with pytest.raises(ConfigError, match="names no task"):
+        module.on_load_checkpoint({})
+    module.on_load_checkpoint(checkpoint)
