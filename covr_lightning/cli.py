@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -29,9 +30,19 @@ def main(argv: list[str] | None = None) -> int:
     _log_to_stderr()
     try:
         return _dispatch(arguments)
-    except ConfigError as error:
-        print(f"covr: {error}", file=sys.stderr)
+    except Exception as error:
+        cause = _config_error(error)
+        if cause is None:
+            raise
+        print(f"covr: {cause}", file=sys.stderr)
         return 2
+
+
+def _config_error(error: BaseException | None) -> ConfigError | None:
+    """The ConfigError behind an error: the argument parser wraps what a class raises when it is built."""
+    while error is not None and not isinstance(error, ConfigError):
+        error = error.__cause__
+    return error
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -56,9 +67,21 @@ def _dispatch(arguments: list[str]) -> int:
     resolved, stems = resolve_arguments(arguments)
     if not stems and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"`covr {command}` needs --config, e.g. `covr {command} --config quickstart.yaml`.")
+    _settle_rendering()
     from covr_lightning.training import run
 
     return run(resolved, "+".join(stems))
+
+
+def _settle_rendering() -> None:
+    """Choose the OpenGL backend before anything imports MuJoCo, which reads MUJOCO_GL once.
+
+    A machine without any is no error yet: not every environment renders with MuJoCo.
+    """
+    from covr_lightning.rendering import NoBackendError, choose_backend
+
+    with contextlib.suppress(NoBackendError):
+        choose_backend()
 
 
 def _doctor(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from covr_lightning.envs.rendering import INSTALL_HINT
+from covr_lightning.rendering import INSTALL_HINT
 
 _NEEDED = ("torch", "torchrl", "tensordict", "lightning", "torchmetrics", "transformers", "peft", "dm_control", "mujoco")
 _OPTIONAL = ("bitsandbytes", "carla")

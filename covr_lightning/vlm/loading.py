@@ -47,7 +47,7 @@ def load_vlm(
     name = str(source) if is_folder else str(path)
     processor = _load_processor(name, is_folder)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             name,
             dtype=torch.float32 if dtype is None else dtype,
             local_files_only=is_folder,

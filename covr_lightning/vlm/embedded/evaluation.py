@@ -52,7 +52,9 @@ def unit_codec(size: int) -> ActionText:
     return ActionText([-1.0] * size, [1.0] * size)
 
 
-def evaluate_scene(model: Any, processor: Any, scene: Scene, medians: Sequence[float], count: int, seed: int) -> dict[str, Any]:
+def evaluate_scene(
+    model: Any, processor: Any, scene: Scene, medians: Sequence[float], count: int, seed: int
+) -> dict[str, Any]:
     """Asks for all of a scene's readings, in a random order per render size and quality.
 
     An unparsable answer counts as zeros.
@@ -137,11 +139,10 @@ def evaluate_embedded_vlm(
     """
     folder = embedded_folder() if folder is None else Path(folder)
     model, processor = load_vlm(folder)
-    if medians is None:
-        medians = _stored_medians(folder)
+    constants = _stored_medians(folder) if medians is None else medians
     scenes = embedded_scenes()
     results = {
-        name: evaluate_scene(model, processor, scene, medians[name], frames_per_scene, seed + 100 * index)
+        name: evaluate_scene(model, processor, scene, constants[name], frames_per_scene, seed + 100 * index)
         for index, (name, scene) in enumerate(scenes.items())
     }
     ratios = [result["ratio"] for result in results.values()]
@@ -163,7 +164,7 @@ def _scene_of(task: str, scenes: dict[str, Scene]) -> Scene:
     return scenes[task.split("-")[0]]
 
 
-def _stored_medians(folder: Path) -> dict[str, list[float]]:
+def _stored_medians(folder: Path) -> dict[str, Sequence[float]]:
     report = folder / REPORT_FILE
     if not report.is_file():
         raise ConfigError(
@@ -171,6 +172,4 @@ def _stored_medians(folder: Path) -> dict[str, list[float]]:
             "folders written by the embedded VLM's recipe"
         )
     scenes = json.loads(report.read_text())["scenes"]
-    return {
-        name: [reading["train_median"] for reading in scene["readings"].values()] for name, scene in scenes.items()
-    }
+    return {name: [reading["train_median"] for reading in scene["readings"].values()] for name, scene in scenes.items()}

@@ -1,8 +1,10 @@
 """Second step of the recipe: the language side learns to answer from the frozen tower's tokens.
 
-Value tokens get soft targets (a Gaussian over neighbouring values) and an auxiliary regression head at each value's
-position, thrown away afterwards: with plain token targets alone the routing from name to value does not form in the
-time given.
+With plain token targets the routing from a name through the picture to a value does not form in the time given. Three
+things make it form: soft targets (a Gaussian over neighbouring values); an auxiliary regression head at the position
+in front of each value; and one at each *name* in the prompt, read half-way up the layers. The last one splits the
+task in two: the lower layers read the picture where the name stands, the upper ones copy from there into the answer.
+Both heads are thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class LanguageBatch:
         input_ids: (B, T).
         attention_mask: (B, T), 1 at tokens.
         is_answer: (B, T) bool, True at the answer's tokens and its end token.
+        is_name: (B, T) bool, True at the names of known readings in the prompt.
         values: (V,) the true reading at each value token in row-major order; NaN for made-up names.
     """
 
@@ -49,18 +52,23 @@ class LanguageBatch:
 
 
 class LanguageTask(nn.Module):
-    """The language side's training loss with its auxiliary regression head.
+    """The language side's training loss with its two auxiliary regression heads.
 
     Args:
         model: the embedded VLM.
         processor: its processor.
-        seed: seeds the auxiliary head.
+        scenes: what may be asked.
+        seed: seeds the auxiliary heads.
+
+    Raises:
+        ValueError: if a value or a reading's name is not one token.
     """
 
     def __init__(self, model: Any, processor: Any, scenes: Sequence[Scene], seed: int) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
+        self.scenes = tuple(scenes)
         tokenizer = processor.tokenizer
         ids = tokenizer.convert_tokens_to_ids(value_texts())
         if ids != list(range(ids[0], ids[0] + VALUE_COUNT)):
@@ -80,9 +88,11 @@ class LanguageTask(nn.Module):
         bins = torch.arange(float(VALUE_COUNT))
         distances = (bins[:, None] - bins[None]) ** 2
         soft_targets = torch.softmax(-distances / (2 * TARGET_SPREAD_BINS**2), dim=-1)
-        self.register_buffer("soft_targets", soft_targets, persistent=False)
+        self.soft_targets = soft_targets
 
-    def batch(self, questions: Sequence[Question], readings: Sequence[np.ndarray], rng: np.random.Generator) -> LanguageBatch:
+    def batch(
+        self, questions: Sequence[Question], readings: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> LanguageBatch:
         """Writes questions and true answers as token rows.
 
         Args:
@@ -114,14 +124,14 @@ class LanguageTask(nn.Module):
         return LanguageBatch(input_ids, attention_mask, is_answer, is_name, true_values)
 
     def loss(self, batch: LanguageBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Token loss with soft value targets plus the weighted auxiliary regression.
+        """Token loss with soft value targets plus the weighted auxiliary regressions.
 
         Args:
             batch: B token rows.
             tokens: (B, 4, 192) image tokens.
 
         Returns:
-            The scalar loss and the auxiliary head's mean absolute error, detached.
+            The scalar loss and the two heads' mean absolute errors, (2,): at names and at answers, detached.
         """
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
         is_image = (batch.input_ids == self.image_id)[..., None]
@@ -161,7 +171,6 @@ class LanguageTask(nn.Module):
 
 def train_language(
     task: LanguageTask,
-    scenes: Sequence[Scene],
     frames: Sequence[Frames],
     tokens: Sequence[Tensor] | None,
     steps: int,
@@ -175,16 +184,17 @@ def train_language(
 
     Args:
         task: model and loss.
-        scenes: what may be asked, parallel to `frames`.
-        frames: training frames per scene.
+        frames: training frames per scene, in the order of the task's scenes.
         tokens: cached image tokens per scene, which leaves the tower frozen; None trains the whole model on pixels.
         steps: optimizer steps.
         batch_size: questions per step.
         peak_rate: AdamW's learning rate after the warm-up.
         seed: seeds the choice of frames and questions.
         log: receives a progress line now and then.
+        short: ask for all readings with nothing but their names, instead of random full prompts.
     """
     rng = np.random.default_rng(seed)
+    scenes = task.scenes
     words = vocabulary_words(task.processor.tokenizer, scenes)
     model = task.model.train()
     tower = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
@@ -214,7 +224,11 @@ def train_language(
         mean_loss, mean_error = mean_loss + loss.item(), mean_error + error
         if step % 100 == 0 or step == steps:
             count = step % 100 or 100
-            log(f"language {step}/{steps}: loss {mean_loss / count:.3f}, head's MAE {mean_error / count:.3f}")
+            at_names, at_answers = (mean_error / count).tolist()
+            log(
+                f"language {step}/{steps}: loss {mean_loss / count:.3f}, "
+                f"heads' MAE {at_names:.3f} at names, {at_answers:.3f} at answers"
+            )
             mean_loss, mean_error = 0.0, torch.zeros(2)
     for parameter in tower:
         parameter.requires_grad_(True)

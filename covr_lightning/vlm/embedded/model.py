@@ -98,9 +98,7 @@ def build_processor(tokenizer: Any) -> Any:
     image_processor = Idefics3ImageProcessorPil(
         size=edge, max_image_size=edge, do_image_splitting=False, resample=3, return_row_col_info=True
     )
-    return Idefics3Processor(
-        image_processor, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE
-    )
+    return Idefics3Processor(image_processor, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)
 
 
 def build_model(tokenizer: Any) -> Any:

@@ -20,6 +20,7 @@ from covr_lightning.vlm.prompts import DMC_SYSTEM, Prompt, dmc_prompt, dmc_tasks
 
 MAX_READINGS = 8
 MAX_MADE_UP_NAMES = 12
+COMMON_MADE_UP_NAMES = 6
 MADE_UP_SHARE = 0.2
 FILLER_SHARE = 0.4
 SYSTEMS = (DMC_SYSTEM, "You read values off one picture.")
@@ -48,14 +49,26 @@ def training_corpus(scenes: dict[str, Scene]) -> list[str]:
     return [*texts, *SYSTEMS]
 
 
-def vocabulary_words(tokenizer: Any, scenes: Sequence[Scene]) -> list[str]:
-    """Lower-case words and word parts that are single tokens and no reading's name, sorted.
+@dataclass(frozen=True)
+class Words:
+    """Building blocks of filler text and made-up names; no reading's name is among them.
 
-    Filler text and made-up names are built of them.
+    Attributes:
+        in_sentence: words that are one token behind a space.
+        in_name: words and word parts that are one token at the start of a name.
     """
+
+    in_sentence: tuple[str, ...]
+    in_name: tuple[str, ...]
+
+
+def vocabulary_words(tokenizer: Any, scenes: Sequence[Scene]) -> Words:
+    """Collects the lower-case words of the tokenizer, sorted."""
     names = {name for scene in scenes for name in scene.readings}
-    texts = (tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab())
-    return sorted({text.strip() for text in texts if re.fullmatch(r" ?[a-z_]{3,}", text)} - names)
+    texts = {tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab()}
+    in_sentence = {text[1:] for text in texts if re.fullmatch(r" [a-z_]{3,}", text)} - names
+    in_name = {text for text in texts if re.fullmatch(r"[a-z_]{3,}", text)} - names
+    return Words(tuple(sorted(in_sentence)), tuple(sorted(in_name)))
 
 
 def reading_question(scene: Scene, columns: Sequence[int], instruction: str = INSTRUCTIONS[0]) -> Question:
@@ -72,23 +85,23 @@ def short_question(scene: Scene, rng: Generator) -> Question:
     return Question(Prompt("", answer_format(names), names), columns)
 
 
-def random_question(scene: Scene, words: Sequence[str], rng: Generator) -> Question:
+def random_question(scene: Scene, words: Words, rng: Generator) -> Question:
     """Draws a question: mostly a random subset and order of the readings, at times made-up names.
 
     Args:
         scene: whose caption and readings are used.
-        words: single-token words for filler sentences and made-up names.
+        words: from `vocabulary_words`, for filler sentences and made-up names.
         rng: the only source of chance.
     """
     system = SYSTEMS[int(rng.integers(len(SYSTEMS)))]
     made_up = rng.random() < MADE_UP_SHARE
     if made_up or rng.random() < FILLER_SHARE:
-        filler = " ".join(words[i] for i in rng.integers(len(words), size=int(rng.integers(4, 28))))
+        filler = _draw(words.in_sentence, int(rng.integers(4, 22)), " ", rng)
         instruction = filler.capitalize() + "."
     else:
         instruction = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
     if made_up:
-        names = tuple(_made_up_name(words, rng) for _ in range(int(rng.integers(1, MAX_MADE_UP_NAMES + 1))))
+        names = tuple(_made_up_name(words, rng) for _ in range(_made_up_count(rng)))
         return Question(Prompt(system, user_text(scene.caption, instruction, names), names), ())
     count = int(rng.integers(1, min(MAX_READINGS, len(scene.readings)) + 1))
     columns = tuple(int(i) for i in rng.permutation(len(scene.readings))[:count])
@@ -96,6 +109,13 @@ def random_question(scene: Scene, words: Sequence[str], rng: Generator) -> Quest
     return Question(Prompt(system, user_text(scene.caption, instruction, names), names), columns)
 
 
-def _made_up_name(words: Sequence[str], rng: Generator) -> str:
-    parts = 1 if rng.random() < 0.7 else 2
-    return "_".join(words[i] for i in rng.integers(len(words), size=parts))
+def _made_up_count(rng: Generator) -> int:
+    return int(rng.integers(1, (MAX_MADE_UP_NAMES if rng.random() < 0.2 else COMMON_MADE_UP_NAMES) + 1))
+
+
+def _made_up_name(words: Words, rng: Generator) -> str:
+    return _draw(words.in_name, 1 if rng.random() < 0.85 else 2, "_", rng)
+
+
+def _draw(words: Sequence[str], count: int, separator: str, rng: Generator) -> str:
+    return separator.join(words[i] for i in rng.integers(len(words), size=count))

@@ -46,9 +46,12 @@ class Recipe:
         held_out_per_scene: frames per scene in the report.
         held_out_per_task: frames per task prompt in the report.
         vision_steps: optimizer steps of the tower.
-        vision_batch_size: frames per step, the same number from each scene.
+        vision_batch_size: frames per step over all scenes.
         vision_rate: peak learning rate.
-        language_steps: optimizer steps of the language side with the tower frozen.
+        short_steps: optimizer steps of the language side on questions of nothing but the names, tower frozen.
+        short_batch_size: questions per step.
+        short_rate: peak learning rate.
+        language_steps: optimizer steps of the language side on full prompts, tower frozen.
         language_batch_size: questions per step.
         language_rate: peak learning rate.
         joint_steps: optimizer steps of the whole model at the end.
@@ -60,15 +63,18 @@ class Recipe:
     frames_per_scene: int = 4000
     held_out_per_scene: int = 200
     held_out_per_task: int = 32
-    vision_steps: int = 3000
+    vision_steps: int = 1500
     vision_batch_size: int = 64
     vision_rate: float = 1e-3
-    language_steps: int = 3000
+    short_steps: int = 1000
+    short_batch_size: int = 64
+    short_rate: float = 2e-3
+    language_steps: int = 800
     language_batch_size: int = 32
-    language_rate: float = 1.5e-3
-    joint_steps: int = 300
+    language_rate: float = 1e-3
+    joint_steps: int = 200
     joint_batch_size: int = 32
-    joint_rate: float = 1e-4
+    joint_rate: float = 2e-4
     render_processes: int = 2
 
 
@@ -117,23 +123,17 @@ def train_embedded_vlm(
         torch.manual_seed(seed)
         model = build_model(tokenizer)
     clock.log(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens; training the vision tower")
-    train_tower(
-        model, frames, recipe.vision_steps, recipe.vision_batch_size, recipe.vision_rate, seed, clock.log
-    )
+    train_tower(model, frames, recipe.vision_steps, recipe.vision_batch_size, recipe.vision_rate, seed, clock.log)
     tokens = [cached_tokens(model, scene.pixels) for scene in frames]
     clock.log("training the language side")
-    task = LanguageTask(model, processor, seed)
-    order = list(scenes.values())
-    train_language(
-        task, order, frames, tokens, recipe.language_steps, recipe.language_batch_size, recipe.language_rate,
-        seed, clock.log,
+    task = LanguageTask(model, processor, list(scenes.values()), seed)
+    lessons = (
+        (recipe.short_steps, recipe.short_batch_size, recipe.short_rate, True, tokens),
+        (recipe.language_steps, recipe.language_batch_size, recipe.language_rate, False, tokens),
+        (recipe.joint_steps, recipe.joint_batch_size, recipe.joint_rate, False, None),
     )
-    if recipe.joint_steps:
-        clock.log("training everything together")
-        train_language(
-            task, order, frames, None, recipe.joint_steps, recipe.joint_batch_size, recipe.joint_rate,
-            seed + 1, clock.log,
-        )
+    for index, (steps, batch_size, rate, short, cached) in enumerate(lessons):
+        train_language(task, frames, cached, steps, batch_size, rate, seed + index, clock.log, short)
 
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
@@ -143,9 +143,7 @@ def train_embedded_vlm(
     processor.save_pretrained(partial)
     medians = {name: np.median(scene.readings, axis=0).tolist() for name, scene in zip(scenes, frames, strict=True)}
     clock.log("evaluating on held-out frames")
-    measured = evaluate_embedded_vlm(
-        partial, recipe.held_out_per_scene, recipe.held_out_per_task, medians=medians
-    )
+    measured = evaluate_embedded_vlm(partial, recipe.held_out_per_scene, recipe.held_out_per_task, medians=medians)
     report = {
         **measured,
         "seed": seed,
@@ -209,6 +207,6 @@ def folder_readme(report: dict[str, Any]) -> str:
         "Greedy answers on held-out frames beside a constant predictor (the training frames' median per reading):\n\n"
         f"{report_table(report)}\n\n"
         f"Seed {report['seed']}; {report['wall_minutes']:.0f} minutes wall, {report['cpu_minutes']:.0f} minutes CPU. "
-        "All figures: `report.json`. Opens with `AutoProcessor` and `AutoModelForImageTextToText`, no remote code and no "
-        "torchvision.\n"
+        "All figures: `report.json`. Opens with `AutoProcessor` and `AutoModelForImageTextToText`, no remote code and "
+        "no torchvision.\n"
     )

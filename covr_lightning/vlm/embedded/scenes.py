@@ -235,7 +235,11 @@ def embedded_scenes() -> dict[str, Scene]:
     """The eight scenes by name. "walker" serves both walk and run: their pictures are the same."""
     scenes = (
         Scene(
-            "cartpole", "cartpole", "swingup", "a pole hinged on a cart that slides along a rail", _place_cartpole,
+            "cartpole",
+            "cartpole",
+            "swingup",
+            "a pole hinged on a cart that slides along a rail",
+            _place_cartpole,
             {
                 "cart_position": _joint("slider", -1.7, 1.7),
                 "pole_angle_sine": _sine("hinge_1"),
@@ -244,7 +248,11 @@ def embedded_scenes() -> dict[str, Scene]:
             },
         ),
         Scene(
-            "reacher", "reacher", "easy", "a two-link arm and a round target, seen from above", _place_reacher,
+            "reacher",
+            "reacher",
+            "easy",
+            "a two-link arm and a round target, seen from above",
+            _place_reacher,
             {
                 "fingertip_x": _geom("finger", "x", -0.25, 0.25),
                 "fingertip_y": _geom("finger", "y", -0.25, 0.25),
@@ -256,7 +264,11 @@ def embedded_scenes() -> dict[str, Scene]:
             },
         ),
         Scene(
-            "cheetah", "cheetah", "run", "a two-legged cheetah from the side, its head to the right", _place_cheetah,
+            "cheetah",
+            "cheetah",
+            "run",
+            "a two-legged cheetah from the side, its head to the right",
+            _place_cheetah,
             {
                 "torso_tilt_sine": _tilt_sine,
                 "torso_tilt_cosine": _tilt_cosine,
@@ -268,7 +280,11 @@ def embedded_scenes() -> dict[str, Scene]:
             },
         ),
         Scene(
-            "walker", "walker", "walk", "a two-legged walker from the side, facing right", _place_walker,
+            "walker",
+            "walker",
+            "walk",
+            "a two-legged walker from the side, facing right",
+            _place_walker,
             {
                 "torso_tilt_sine": _tilt_sine,
                 "torso_tilt_cosine": _tilt_cosine,
@@ -280,7 +296,11 @@ def embedded_scenes() -> dict[str, Scene]:
             },
         ),
         Scene(
-            "finger", "finger", "spin", "a two-link finger on the left and a spinner on the right", _place_finger,
+            "finger",
+            "finger",
+            "spin",
+            "a two-link finger on the left and a spinner on the right",
+            _place_finger,
             {
                 "fingertip_x": _geom("fingertip", "x", -0.55, 0.15),
                 "fingertip_z": _geom("fingertip", "z", 0.05, 0.75),
@@ -291,7 +311,11 @@ def embedded_scenes() -> dict[str, Scene]:
             },
         ),
         Scene(
-            "ball_in_cup", "ball_in_cup", "catch", "a cup and a ball on a string", _place_ball_in_cup,
+            "ball_in_cup",
+            "ball_in_cup",
+            "catch",
+            "a cup and a ball on a string",
+            _place_ball_in_cup,
             {
                 "cup_x": _body("cup", "x", -0.25, 0.25),
                 "cup_z": _body("cup", "z", 0.3, 0.85),
@@ -301,7 +325,11 @@ def embedded_scenes() -> dict[str, Scene]:
             },
         ),
         Scene(
-            "hopper", "hopper", "hop", "a one-legged hopper from the side, its nose to the right", _place_hopper,
+            "hopper",
+            "hopper",
+            "hop",
+            "a one-legged hopper from the side, its nose to the right",
+            _place_hopper,
             {
                 "torso_tilt_sine": _tilt_sine,
                 "torso_tilt_cosine": _tilt_cosine,
@@ -313,7 +341,11 @@ def embedded_scenes() -> dict[str, Scene]:
             },
         ),
         Scene(
-            "pendulum", "pendulum", "swingup", "a pendulum that turns about a fixed point", _place_pendulum,
+            "pendulum",
+            "pendulum",
+            "swingup",
+            "a pendulum that turns about a fixed point",
+            _place_pendulum,
             {
                 "pole_angle_sine": _sine("hinge"),
                 "pole_angle_cosine": _cosine("hinge"),

@@ -15,6 +15,7 @@ from covr_lightning.vlm.embedded.frames import Frames
 from covr_lightning.vlm.embedded.model import IMAGE_TOKENS, TEXT_WIDTH
 
 REGRESSION_BETA = 0.1
+RECENT_DECAY = 0.95
 
 
 def image_tokens(model: Any, pixels: Tensor) -> Tensor:
@@ -39,7 +40,13 @@ def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def train_tower(
-    model: Any, frames: list[Frames], steps: int, batch_size: int, peak_rate: float, seed: int, log: Callable[[str], None]
+    model: Any,
+    frames: list[Frames],
+    steps: int,
+    batch_size: int,
+    peak_rate: float,
+    seed: int,
+    log: Callable[[str], None],
 ) -> None:
     """Trains the vision tower and the connector with one linear regression head per scene, thrown away afterwards.
 
@@ -50,13 +57,13 @@ def train_tower(
         model: the embedded VLM; only its tower and connector change.
         frames: one entry per scene.
         steps: optimizer steps.
-        batch_size: frames per step, the same number from each scene.
+        batch_size: frames per step; half of them are spread evenly over the scenes, half in proportion to the
+            scenes' recent losses.
         peak_rate: AdamW's learning rate after the warm-up.
         seed: seeds the heads and the order of frames.
         log: receives a progress line now and then.
     """
     generator = torch.Generator().manual_seed(seed)
-    per_scene = max(1, batch_size // len(frames))
     pixels = [torch.from_numpy(scene.pixels) for scene in frames]
     readings = [torch.from_numpy(scene.readings) for scene in frames]
     with torch.random.fork_rng(devices=[]):
@@ -64,24 +71,41 @@ def train_tower(
         heads = nn.ModuleList(nn.Linear(IMAGE_TOKENS * TEXT_WIDTH, target.shape[1]) for target in readings)
     trained = nn.ModuleList([model.model.vision_model, model.model.connector, heads]).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    mean_loss = 0.0
+    recent, mean_loss = torch.ones(len(frames)), 0.0
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = cosine_rate(step, steps, peak_rate, warmup=100)
-        rows = [torch.randint(0, len(target), (per_scene,), generator=generator) for target in readings]
-        tokens = image_tokens(model, torch.cat([scene[row] for scene, row in zip(pixels, rows, strict=True)]))
-        losses = [
-            F.smooth_l1_loss(head(chunk.flatten(1)), target[row], beta=REGRESSION_BETA)
-            for head, chunk, target, row in zip(heads, tokens.split(per_scene), readings, rows, strict=True)
+        counts = _frames_per_scene(recent, batch_size)
+        rows = [
+            torch.randint(0, len(target), (count,), generator=generator)
+            for target, count in zip(readings, counts, strict=True)
         ]
-        loss = torch.stack(losses).mean()
+        tokens = image_tokens(model, torch.cat([scene[row] for scene, row in zip(pixels, rows, strict=True)]))
+        losses = torch.stack(
+            [
+                F.smooth_l1_loss(head(chunk.flatten(1)), target[row], beta=REGRESSION_BETA)
+                for head, chunk, target, row in zip(heads, tokens.split(counts), readings, rows, strict=True)
+            ]
+        )
+        loss = (losses * torch.tensor(counts)).sum() / sum(counts)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
+        recent = RECENT_DECAY * recent + (1 - RECENT_DECAY) * losses.detach()
         mean_loss += loss.item()
         if step % 100 == 0 or step == steps:
-            log(f"vision {step}/{steps}: regression loss {mean_loss / (step % 100 or 100):.4f}")
+            log(f"vision {step}/{steps}: loss {mean_loss / (step % 100 or 100):.4f}, per scene {_rounded(recent)}")
             mean_loss = 0.0
+
+
+def _frames_per_scene(recent: Tensor, batch_size: int) -> list[int]:
+    """Splits a batch over scenes, at least one frame each."""
+    share = 0.5 / len(recent) + 0.5 * recent / recent.sum()
+    return [max(1, round(batch_size * float(part))) for part in share]
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 3) for value in values]
 
 
 @torch.no_grad()

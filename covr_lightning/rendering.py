@@ -16,6 +16,10 @@ INSTALL_HINT = (
 )
 
 
+class NoBackendError(ConfigError):
+    """No OpenGL library for headless rendering was found."""
+
+
 def _loads(library: str) -> bool:
     try:
         ctypes.CDLL(library)
@@ -34,14 +38,15 @@ def choose_backend() -> str:
         The backend's name.
 
     Raises:
-        ConfigError: ``MUJOCO_GL`` names an unknown backend, or no library can be loaded.
+        ConfigError: ``MUJOCO_GL`` names an unknown backend.
+        NoBackendError: No library can be loaded.
     """
     named = os.environ.get("MUJOCO_GL", "").lower()
     if named:
         if named not in (*BACKENDS, "cgl", "wgl"):
             raise ConfigError(f"MUJOCO_GL is {named!r}; it can be one of {', '.join(BACKENDS)}.")
         if sys.platform == "linux" and named in _LIBRARIES and not _loads(_LIBRARIES[named]):
-            raise ConfigError(
+            raise NoBackendError(
                 f"No rendering backend: MUJOCO_GL is {named!r} but {_LIBRARIES[named]} is not there; {INSTALL_HINT}."
             )
         return named
@@ -51,4 +56,4 @@ def choose_backend() -> str:
         if _loads(_LIBRARIES[backend]):
             os.environ["MUJOCO_GL"] = backend
             return backend
-    raise ConfigError(f"No rendering backend: neither libEGL nor libOSMesa is there; {INSTALL_HINT}.")
+    raise NoBackendError(f"No rendering backend: neither libEGL nor libOSMesa is there; {INSTALL_HINT}.")
