@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from covr_lightning.agent.sac import SACModule
@@ -51,8 +51,10 @@ class CovrCLI(LightningCLI):
         kwargs["check_val_every_n_epoch"] = 1
         fitting = self.subcommand == "fit"
         if config.logger in (None, True) and fitting:
-            tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
-            kwargs["logger"] = [CSVLogger(folder, name="", version=""), tensorboard]
+            # A resumed run writes a CSV of its own beside the first: Lightning's logger does not append.
+            part = 1 + len(list(folder.glob("logs/csv*")))
+            csv = CSVLogger(folder, name="logs", version="csv" if part == 1 else f"csv-{part}")
+            kwargs["logger"] = [csv, TensorBoardLogger(folder, name="logs", version="tensorboard")]
         elif not fitting:
             kwargs["logger"] = False
         trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
@@ -78,6 +80,19 @@ class CovrCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
+class _SaveConfig(SaveConfigCallback):
+    """Writes the run's full configuration to its folder, ``config.yaml``."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write it once, when training starts."""
+        if stage == "fit" and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, str(folder / self.config_filename), skip_none=False, overwrite=True, multifile=False
+            )
+
+
 def _has(callbacks: list[Any], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
@@ -100,6 +115,7 @@ def run(arguments: list[str], name: str) -> int:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
+        save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"log_every_n_steps": 50, "enable_model_summary": False},
         auto_configure_optimizers=False,

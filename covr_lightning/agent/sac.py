@@ -355,6 +355,21 @@ class SACModule(L.LightningModule):
             )
         self._generator_state = checkpoint["covr_generator"]
         self._generator = None
+        self._start_a_new_epoch(checkpoint)
+
+    def _start_a_new_epoch(self, checkpoint: dict[str, Any]) -> None:
+        """Take only Lightning's count of optimizer steps from a checkpoint, not its place within an epoch.
+
+        A resumed run is an epoch of the agent steps that are left: what is done is known to the run's own clock, and
+        a run that had come to its end can be given more steps.
+        """
+        loops = checkpoint.get("loops", {})
+        if self._trainer is None or "fit_loop" not in loops:
+            return
+        fresh = self._trainer.fit_loop.state_dict()
+        steps = "epoch_loop.manual_optimization.optim_step_progress"
+        fresh[steps] = loops["fit_loop"][steps]
+        loops["fit_loop"] = fresh
 
 
 @contextmanager

@@ -239,6 +239,9 @@ class ExperienceData(L.LightningDataModule):
         path = folder / f"env{self.counters.env_steps}.safetensors"
         if not path.exists():
             self.storage.save(path)
+            # The checkpoint before the newest may still be the one that is resumed, if this one is not finished.
+            for old in sorted(folder.glob("env*.safetensors"), key=lambda p: p.stat().st_mtime)[:-2]:
+                old.unlink()
         state |= {
             "replay": str(path),
             "sampler_rng": self.replay._rng.get_state(),
@@ -292,7 +295,7 @@ class _Stream(IterableDataset):
         self.data = data
 
     def __len__(self) -> int:
-        return self.data.agent_steps
+        return max(0, self.data.agent_steps - self.data.counters.agent_steps)
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         return self.data.stream()

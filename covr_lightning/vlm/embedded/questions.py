@@ -21,7 +21,8 @@ from covr_lightning.vlm.prompts import DMC_SYSTEM, Prompt, dmc_prompt, dmc_tasks
 MAX_READINGS = 8
 MAX_MADE_UP_NAMES = 12
 COMMON_MADE_UP_NAMES = 6
-MADE_UP_SHARE = 0.2
+MADE_UP_SHARE = 0.15
+ALL_READINGS_SHARE = 0.5
 FILLER_SHARE = 0.4
 SYSTEMS = (DMC_SYSTEM, "You read values off one picture.")
 INSTRUCTIONS = ("Read these values.", "Read off the picture.", "Give the values by name.", "What are the values?")
@@ -78,34 +79,33 @@ def reading_question(scene: Scene, columns: Sequence[int], instruction: str = IN
     return Question(Prompt(SYSTEMS[1], user_text(scene.caption, instruction, asked), asked), tuple(columns))
 
 
-def short_question(scene: Scene, rng: Generator) -> Question:
-    """Asks for all readings in a random order with nothing but the answer format: cheap first lessons."""
-    columns = tuple(int(i) for i in rng.permutation(len(scene.readings)))
-    names = tuple(np.array(list(scene.readings))[list(columns)])
-    return Question(Prompt("", answer_format(names), names), columns)
-
-
-def random_question(scene: Scene, words: Words, rng: Generator) -> Question:
+def random_question(scene: Scene, words: Words, rng: Generator, short: bool) -> Question:
     """Draws a question: mostly a random subset and order of the readings, at times made-up names.
 
     Args:
         scene: whose caption and readings are used.
         words: from `vocabulary_words`, for filler sentences and made-up names.
         rng: the only source of chance.
+        short: show nothing but the answer format, for cheap first lessons; otherwise the full skeleton of the task
+            prompts, at times with filler in place of an instruction.
     """
-    system = SYSTEMS[int(rng.integers(len(SYSTEMS)))]
     made_up = rng.random() < MADE_UP_SHARE
+    if made_up:
+        columns: tuple[int, ...] = ()
+        names = tuple(_made_up_name(words, rng) for _ in range(_made_up_count(rng)))
+    else:
+        total = min(MAX_READINGS, len(scene.readings))
+        count = total if rng.random() < ALL_READINGS_SHARE else int(rng.integers(1, total + 1))
+        columns = tuple(int(i) for i in rng.permutation(len(scene.readings))[:count])
+        names = tuple(np.array(list(scene.readings))[list(columns)])
+    if short:
+        return Question(Prompt("", answer_format(names), names), columns)
     if made_up or rng.random() < FILLER_SHARE:
         filler = _draw(words.in_sentence, int(rng.integers(4, 22)), " ", rng)
         instruction = filler.capitalize() + "."
     else:
         instruction = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
-    if made_up:
-        names = tuple(_made_up_name(words, rng) for _ in range(_made_up_count(rng)))
-        return Question(Prompt(system, user_text(scene.caption, instruction, names), names), ())
-    count = int(rng.integers(1, min(MAX_READINGS, len(scene.readings)) + 1))
-    columns = tuple(int(i) for i in rng.permutation(len(scene.readings))[:count])
-    names = tuple(np.array(list(scene.readings))[list(columns)])
+    system = SYSTEMS[int(rng.integers(len(SYSTEMS)))]
     return Question(Prompt(system, user_text(scene.caption, instruction, names), names), columns)
 
 

@@ -66,13 +66,13 @@ class Recipe:
     vision_steps: int = 1500
     vision_batch_size: int = 64
     vision_rate: float = 1e-3
-    short_steps: int = 1000
+    short_steps: int = 700
     short_batch_size: int = 64
     short_rate: float = 2e-3
-    language_steps: int = 800
+    language_steps: int = 500
     language_batch_size: int = 32
     language_rate: float = 1e-3
-    joint_steps: int = 200
+    joint_steps: int = 100
     joint_batch_size: int = 32
     joint_rate: float = 2e-4
     render_processes: int = 2
@@ -155,6 +155,8 @@ def train_embedded_vlm(
     }
     (partial / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     (partial / "README.md").write_text(folder_readme(report))
+    for file in partial.iterdir():
+        file.chmod(0o644)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     clock.log(f"wrote {out}: mean ratio {report['mean_ratio']}, worst {report['worst_ratio']}")

@@ -1,0 +1,44 @@
+"""Shared fixtures. Everything runs without network, GPU and CARLA server."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+from covr_lightning.rendering import choose_backend  # noqa: E402
+
+choose_backend()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests say why they do not run."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(scope="session")
+def untrained_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the embedded VLM's architecture and random weights."""
+    from covr_lightning.vlm.embedded.model import build_model, build_processor, build_tokenizer
+    from covr_lightning.vlm.embedded.questions import training_corpus
+    from covr_lightning.vlm.embedded.scenes import embedded_scenes
+
+    folder = tmp_path_factory.mktemp("untrained_vlm")
+    tokenizer = build_tokenizer(training_corpus(embedded_scenes()))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(tokenizer)
+    model.save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+    return folder

@@ -1,0 +1,115 @@
+"""The second LightningModule and a whole round, on the embedded architecture with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from covr_lightning.envs import DMControl
+from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
+from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
+from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
+from covr_lightning.vlm.vlm import VLM, LoRA
+
+REACHER = DMControl("reacher-easy").spec
+
+
+def vlm(folder: Path, **lora) -> VLM:
+    model = VLM(str(folder), LoRA(**{"rank": 8, "alpha": 16, "dropout": 0.0, **lora}))
+    model.load(REACHER)
+    return model
+
+
+def frames(n: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, 40, 40), dtype=torch.uint8, generator=g)
+
+
+def test_loss_equals_eq_6_on_full_logits(untrained_vlm: Path) -> None:
+    tuner = VLMFineTuner(vlm(untrained_vlm), FineTuneSettings(label_smoothing=0.1))
+    images = frames(4)
+    # One answer holds "-0.98" and one "0.98": the token counts may differ, so that padding is exercised too.
+    actions = torch.tensor([[0.1, -0.98], [0.0, 0.5], [-1.0, 1.0], [0.33, 0.0]])
+    weights = torch.tensor([0.0, 1.0, 0.25, 0.0])
+    loss = tuner.loss(images, actions, weights)
+    answers = [tuner.vlm.codec.encode(a) for a in actions]
+    inputs, labels = tuner.vlm.inputs.training_batch(images, answers)
+    logits = tuner.model(**inputs, use_cache=False).logits
+    torch.testing.assert_close(loss, ralw_loss(logits, labels, weights, 0.1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_weight_0_needs_no_forward_pass(untrained_vlm: Path) -> None:
+    tuner = VLMFineTuner(vlm(untrained_vlm), FineTuneSettings())
+    loss = tuner.loss(frames(2), torch.zeros(2, 2), torch.zeros(2))
+    assert loss.item() == 0.0
+    assert loss.requires_grad
+
+
+def test_labelling_in_batches_equals_frame_by_frame(untrained_vlm: Path) -> None:
+    model, images = vlm(untrained_vlm), frames(6)
+    assert model.answer(images) == [model.answer(image[None])[0] for image in images]
+    together, valid = model.propose(images)
+    for i, image in enumerate(images):
+        alone, ok = model.propose(image[None])
+        assert torch.equal(alone[0], together[i])
+        assert bool(ok[0]) == bool(valid[i])
+
+
+def rows(n: int) -> TensorDict:
+    # Bright frames ask for the action (0.5, −0.5): one thing to learn.
+    return TensorDict({"frame": frames(n), "action": torch.tensor([0.5, -0.5]).expand(n, 2)}, [n])
+
+
+SETTINGS = FineTuneSettings(epochs=10, batch_size=8, accumulate=1, lr=3e-3, held_out=0.2, gradient_checkpointing=False)
+CPU = {"accelerator": "cpu", "devices": 1}
+
+
+def test_a_round_teaches_the_vlm_and_leaves_the_random_state_alone(untrained_vlm: Path, tmp_path: Path) -> None:
+    model = vlm(untrained_vlm)
+    before = proposal_error(model, frames(4), torch.tensor([0.5, -0.5]).expand(4, 2))
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    report = RoundReport(1, 1000, 20)
+    fine_tune_round(
+        report, model, rows(20), torch.arange(20.0), 0.0, KeepAll(), UniformWeight(), SETTINGS, CPU
+    )  # fmt: skip
+    assert torch.equal(torch.rand(3), expected)
+    assert (report.kept, report.trained, report.held_out) == (20, 16, 4)
+    assert before[1] == report.unparsable_before == 1.0  # random weights cannot answer
+    assert report.unparsable_after == 0.0
+    assert report.error_after < 0.05
+    assert report.error_constant == pytest.approx(0.0)
+    assert model.round == 1
+    assert report.losses[-1] < report.losses[0]
+
+    # The adapter survives a save; switched off, the base answers as before.
+    model.save_adapter(tmp_path / "adapter")
+    other = vlm(untrained_vlm)
+    other.load_adapter(tmp_path / "adapter", 1)
+    assert other.answer(frames(3)) == model.answer(frames(3))
+    with model.model.disable_adapter():
+        assert model.answer(frames(3)) == vlm(untrained_vlm).answer(frames(3))
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+
+
+def test_a_round_is_deterministic_in_its_seed(untrained_vlm: Path) -> None:
+    short = FineTuneSettings(epochs=1, max_steps=3, batch_size=4, accumulate=1, lr=1e-3, held_out=0.2)
+    losses = []
+    for _ in range(2):
+        report = RoundReport(1, 1000, 20)
+        fine_tune_round(report, vlm(untrained_vlm, dropout=0.1), rows(20), torch.arange(20.0), 0.0, KeepAll(), RALW(), short, CPU)
+        losses.append(report.losses)
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_rows_are_said_and_change_nothing(untrained_vlm: Path, n: int) -> None:
+    model = vlm(untrained_vlm)
+    report = RoundReport(1, 1000, n)
+    fine_tune_round(report, model, rows(n), torch.arange(float(n)), 0.0, EDDF(), RALW(), SETTINGS, CPU)
+    assert "nothing to fine-tune on" in report.note
+    assert not model.has_adapter
