@@ -11,10 +11,11 @@ import torch
 
 from covr_lightning.cli import main
 
-# 8 environment steps an agent step; rounds at 240 and 720; guidance from the first round on.
+# 40 environment steps an agent step, so an episode has 25 of them and the run 150; rounds after 30 and 90 agent steps;
+# guidance from the first round on.
 SMALL = """
---config quickstart.yaml --data.max_env_steps 1200 --data.warmup_agent_steps 20 --data.batch_size 8 --data.env.size 40
---data.eval_every_env_steps 600 --data.eval_episodes 1 --data.label_every_agent_steps 2 --data.label_batch_size 8
+--config quickstart.yaml --data.max_env_steps 6000 --data.env.action_repeat 40 --data.warmup_agent_steps 20 --data.batch_size 8 --data.env.size 40
+--data.eval_every_env_steps 3000 --data.eval_episodes 1 --data.label_every_agent_steps 2 --data.label_batch_size 8
 --model.augmentation.size 32 --model.hidden 16 --model.filters 4 --trainer.log_every_n_steps 10
 --trainer.enable_progress_bar false --trainer.accelerator cpu
 """.split()
@@ -34,7 +35,7 @@ trainer:
   callbacks:
     - class_path: covr_lightning.callbacks.ProgressiveFineTune
       init_args:
-        schedule: {class_path: covr_lightning.finetune.LinearSchedule, init_args: {psi0_env_steps: 240}}
+        schedule: {class_path: covr_lightning.finetune.LinearSchedule, init_args: {psi0_env_steps: 1200}}
         filter: {class_path: covr_lightning.finetune.KeepAll}
         entropy_states: 16
         settings: {epochs: 1, max_steps: 2, batch_size: 4, accumulate: 1, lr: 1.0e-3, held_out: 0.2,
@@ -47,20 +48,28 @@ trainer:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, untrained_vlm: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    # Episodes of 1000 environment steps would leave D_f empty at 240: one episode ends at 1000.
     assert fit(folder, untrained_vlm) == 0
     return folder / "run"
 
 
 def test_rounds_are_run_and_recorded(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    assert [r["env_steps"] for r in summary["rounds"]] == [240, 720]
-    assert summary["env_steps"] == 1200
-    assert summary["grad_steps"] == 1200 // 8 - 20 + 1  # the update comes with the step that ends the warm-up
+    assert [r["env_steps"] for r in summary["rounds"]] == [1200, 3600]
+    assert summary["env_steps"] == 6000
+    assert summary["grad_steps"] == 150 - 20 + 1  # the update comes with the step that ends the warm-up
     assert summary["replay_bytes_per_transition"] <= 1.5 * 3 * 40 * 40
-    # No episode had ended: nothing to train on, and the round says so.
-    assert all("nothing to fine-tune on" in r["note"] for r in summary["rounds"])
-    assert (run / "rounds" / "round_001.json").is_file()
+    # At agent step 30 one episode of 25 steps is over; at 90 two more are: the open one's rows of the first round count.
+    assert [r["rows"] for r in summary["rounds"]] == [25, 50]
+    for r in summary["rounds"]:
+        assert r["kept"] == r["rows"]
+        assert r["held_out"] == round(0.2 * r["kept"])
+        assert 0 < r["trained"] <= r["kept"] - r["held_out"]
+        assert len(r["losses"]) == 2
+        assert r["unparsable_before"] == 1.0  # random weights
+        assert r["error_constant"] > 0
+        written = json.loads((run / "rounds" / f"round_{r['round']:03d}.json").read_text())
+        assert written == r or written["losses"] == r["losses"]
+        assert (run / "rounds" / f"round_{r['round']:03d}_adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_guidance_labels_after_the_first_round_only(run: Path) -> None:
@@ -70,13 +79,13 @@ def test_guidance_labels_after_the_first_round_only(run: Path) -> None:
     with (run / "logs" / "csv" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/lambda")]
     lam = {float(row["step"]): float(row["train/lambda"]) for row in rows}
-    assert all(value == (1.0 if step >= 248 else 0.0) for step, value in lam.items())
+    assert all(value == (1.0 if step >= 1240 else 0.0) for step, value in lam.items())
 
 
 def test_curve_and_checkpoints(run: Path) -> None:
     with (run / "curve.csv").open() as file:
         steps = [int(row["env_steps"]) for row in csv.DictReader(file)]
-    assert steps == [8, 600, 1200]
+    assert steps == [40, 3000, 6000]
     assert (run / "curve.png").stat().st_size > 5000
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "config.yaml").is_file()
@@ -94,21 +103,21 @@ def test_test_reproduces_the_evaluation(run: Path, untrained_vlm: Path, capsys: 
 
 
 def test_resume_goes_on_from_the_last_checkpoint(run: Path, untrained_vlm: Path, tmp_path: Path) -> None:
-    assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "600") == 0
+    assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "3000") == 0
     first = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert first["env_steps"] == 600
+    assert first["env_steps"] == 3000
     assert fit(tmp_path, untrained_vlm, "--ckpt_path", "last") == 0
     resumed = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert resumed["env_steps"] == 1200
-    assert resumed["grad_steps"] == 1200 // 8 - 20 + 1
-    assert [r["env_steps"] for r in resumed["rounds"]] == [240, 720]
-    assert [point[0] for point in resumed["curve"]] == [8, 600, 1200]
+    assert resumed["env_steps"] == 6000
+    assert resumed["grad_steps"] == 150 - 20 + 1
+    assert [r["env_steps"] for r in resumed["rounds"]] == [1200, 3600]
+    assert [point[0] for point in resumed["curve"]] == [40, 3000, 6000]
 
 
 def test_two_seeds_differ_and_one_seed_repeats(untrained_vlm: Path, tmp_path: Path) -> None:
     ends = []
     for seed in ("3", "3", "4"):
-        assert fit(tmp_path, untrained_vlm, "--data.seed", seed, "--model.seed", seed, "--data.max_env_steps", "400") == 0
+        assert fit(tmp_path, untrained_vlm, "--data.seed", seed, "--model.seed", seed, "--data.max_env_steps", "2000") == 0
         newest = max(tmp_path.glob("run*/summary.json"), key=lambda p: p.stat().st_mtime).parent
         state = torch.load(newest / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         ends.append(state["actor.mlp.4.weight"])

@@ -36,6 +36,7 @@ def load_vlm(
         ConfigError: if the folder is missing, has no processor, tokenizer or chat template, carries pickle weights
             only, or is no image-text-to-text model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     source = embedded_folder() if str(path) == EMBEDDED else Path(path)
@@ -54,7 +55,7 @@ def load_vlm(
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load the VLM at vlm.path {name!r} ({_first_line(error)}): {_CHOICES}") from error
     if device is not None:
         model = model.to(device)
