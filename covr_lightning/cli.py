@@ -147,3 +147,7 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Wrong input: one sentence that names the value, the choices and the YAML key, and status 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from covr_lightning import doctor
+from covr_lightning.cli import main, run_folder
+from covr_lightning.errors import ConfigError
+
+QUICK = ["fit", "--config", "quickstart.yaml"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    assert main(arguments) == 2
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence.startswith("covr: ")
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["fit", "--config", "quickstrt"], ["'quickstrt'", "quickstart.yaml", "--config"]),
+        ([*QUICK, "--data.env.task", "cartpole-swngup"], ["'cartpole-swngup'", "cartpole-swingup", "data.env.task"]),
+        ([*QUICK, "--data.batch_size", "512"], ["512", "1 to 250", "data.batch_size", "data.warmup_agent_steps"]),
+        ([*QUICK, "--model.augmentation.size", "90"], ["90", "72×72", "1 to 72", "model.augmentation.size"]),
+        ([*QUICK, "--data.max_env_steps", "1000"], ["1000", "above 2000", "data.max_env_steps"]),
+        ([*QUICK, "--model.gamma", "1.5"], ["1.5", "0 to 1", "model.gamma"]),
+        ([*QUICK, "--ckpt_path", "nothere.ckpt"], ["nothere.ckpt", "--ckpt_path"]),
+        ([*QUICK, "--ckpt_path", "last", "--name", "none-such"], ["none-such", "--ckpt_path last"]),
+        (["fit"], ["--config"]),
+        (["fti"], ["'fti'", "fit, validate, test"]),
+    ],
+)
+def test_wrong_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    if "--config" in arguments:
+        arguments = [*arguments, "--runs_dir", str(tmp_path)]
+    sentence = refused(capsys, arguments)
+    for part in parts:
+        assert part in sentence
+
+
+def test_vlm_folder_without_a_processor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "vlm").mkdir()
+    (tmp_path / "vlm" / "config.json").write_text(json.dumps({"model_type": "idefics3"}))
+    sentence = refused(capsys, [*QUICK, "--vlm.path", str(tmp_path / "vlm"), "--runs_dir", str(tmp_path / "runs")])
+    assert "no processor" in sentence
+    assert "vlm.path" in sentence
+
+
+def test_a_prompt_of_another_action_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, untrained_vlm: Path
+) -> None:
+    prompt = json.dumps({"system": "s", "user": "u", "action_names": ["left", "right"]})
+    sentence = refused(
+        capsys, [*QUICK, "--vlm.prompt", prompt, "--vlm.path", str(untrained_vlm), "--runs_dir", str(tmp_path)]
+    )
+    for part in ("2 action values (left, right)", "cartpole-swingup takes 1", "vlm.prompt.action_names"):
+        assert part in sentence
+
+
+def test_a_checkpoint_of_another_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from covr_lightning.agent import SACModule
+    from covr_lightning.envs import DMControl
+
+    checkpoint: dict = {"state_dict": {}, "pytorch-lightning_version": "2.6.6", "loops": {}}
+    SACModule(DMControl("walker-walk", size=72).spec, hidden=8).on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "walker.ckpt")
+    arguments = ["test", "--config", "dmc_cartpole_swingup_cpu.yaml", "--ckpt_path", str(tmp_path / "walker.ckpt")]
+    sentence = refused(capsys, [*arguments, "--runs_dir", str(tmp_path)])
+    for part in ("'walker-walk'", "'cartpole-swingup'", "data.env.task", "--ckpt_path"):
+        assert part in sentence
+
+
+@pytest.mark.parametrize("backend", ["foo", "osmesa-that-is-not-there"])
+def test_no_rendering_backend(backend: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "covr_lightning.cli", "fit", "--config", "dmc_cartpole_swingup_cpu.yaml"],
+        env={"PATH": "/usr/bin:/bin", "MUJOCO_GL": backend, "HOME": str(tmp_path)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"MUJOCO_GL is '{backend}'; it can be one of egl, osmesa, glfw." in done.stderr
+
+
+def test_no_opengl_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from covr_lightning import rendering
+
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "_loads", lambda library: False)
+    monkeypatch.setattr(rendering.sys, "platform", "linux")
+    with pytest.raises(ConfigError, match="apt-get install libosmesa6"):
+        rendering.choose_backend()
+
+
+def test_doctor_reports_and_fails_when_the_default_job_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("a frame was rendered", "package torch", "CARLA server", "embedded VLM", "can run"):
+        assert part in printed
+    monkeypatch.setattr(doctor, "_RENDER", "raise SystemExit('no backend')")
+    assert main(["doctor"]) == 1
+    assert "cannot run: rendering" in capsys.readouterr().out
+
+
+def test_run_folders(tmp_path: Path) -> None:
+    assert run_folder(tmp_path, "a", None) == tmp_path / "a"
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    assert run_folder(tmp_path, "a", None) == tmp_path / "a-2"
+    (tmp_path / "a" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "ab" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "ab" / "checkpoints" / "last.ckpt").touch()  # another run's
+    assert run_folder(tmp_path, "a", "last") == tmp_path / "a"
+    assert run_folder(tmp_path, "b", str(tmp_path / "a" / "checkpoints" / "last.ckpt")) == tmp_path / "a"
+
+
+def test_help_version_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "covr COMMAND" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert main(["configs"]) == 0
+    assert "quickstart.yaml" in capsys.readouterr().out

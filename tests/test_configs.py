@@ -1,0 +1,66 @@
+"""Every shipped YAML parses, builds its objects, and shows the command that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+
+from covr_lightning.agent import SACModule
+from covr_lightning.config_files import bundled_configs, resolve, resolve_arguments
+from covr_lightning.data import ExperienceData
+from covr_lightning.errors import ConfigError
+from covr_lightning.training import CovrCLI
+
+PIECES = {"crop.yaml": "dmc_rad.yaml"}
+
+
+def build(*arguments: str) -> CovrCLI:
+    class Built(CovrCLI):
+        def _run_subcommand(self, subcommand: str) -> None:
+            """Build everything, train nothing."""
+
+    resolved, _ = resolve_arguments(["fit", *arguments])
+    return Built(
+        SACModule, ExperienceData, subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False,
+        args=resolved,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bundled_configs())
+def test_every_config_builds(name: str, tmp_path: Path) -> None:
+    base = ["--config", PIECES[name]] if name in PIECES else []
+    cli = build(*base, "--config", name, "--runs_dir", str(tmp_path))
+    assert isinstance(cli.trainer, L.Trainer)
+    assert cli.model.spec == cli.datamodule.spec
+    assert cli.datamodule.vlm.model is None  # nothing is loaded before it is needed
+
+
+@pytest.mark.parametrize("name", bundled_configs())
+def test_every_header_shows_its_command(name: str) -> None:
+    head = bundled_configs()[name].read_text().split("\n\n")[0]
+    command = next(line for line in head.splitlines() if line.startswith("#   covr fit"))
+    assert f"--config {name}" in command
+    assert len(head.splitlines()[0]) > 20
+
+
+def test_overrides_reach_the_objects(tmp_path: Path) -> None:
+    cli = build(
+        "--config", "dmc_covr.yaml", "--config", "crop.yaml", "--data.env.task", "walker-walk", "--model.prior.lam", "2",
+        "--vlm.lora.rank", "4", "--vlm.path", "somewhere", "--runs_dir", str(tmp_path),
+    )  # fmt: skip
+    assert cli.model.augmentation.size == 84
+    assert cli.model.prior.lam == 2
+    assert cli.datamodule.spec.task == "walker-walk"
+    assert (cli.datamodule.vlm.lora.rank, cli.datamodule.vlm.lora.alpha, cli.datamodule.vlm.path) == (4, 16, "somewhere")
+
+
+def test_names_resolve_here_first_then_among_the_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = bundled_configs()["quickstart.yaml"]
+    assert resolve("quickstart.yaml") == resolve("quickstart") == shipped
+    (tmp_path / "quickstart.yaml").write_text("{}")
+    assert resolve("quickstart").resolve() == tmp_path / "quickstart.yaml"
+    with pytest.raises(ConfigError, match=r"did you mean dmc_rad\.yaml"):
+        resolve("dmc_rd.yaml")
