@@ -32,7 +32,7 @@ class EvaluateEvery(L.Callback):
 
 
 class EvaluationVideo(L.Callback):
-    """Writes an mp4 of the first episode of each evaluation (with ``trainer.callbacks``, or ``covr test --video``).
+    """Writes an mp4 of the first episode of each evaluation (``--video true``).
 
     Args:
         frames_per_second: Of the video; agent steps are its frames.
@@ -55,8 +55,8 @@ class EvaluationVideo(L.Callback):
             folder = Path(trainer.default_root_dir) / "videos"
             write_video(outputs, folder / f"env{steps}.mp4", self.frames_per_second)
 
-    on_test_batch_start = on_validation_batch_start
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
 
 def write_video(episode: EpisodeResult, path: Path, frames_per_second: int = 25) -> None:
@@ -73,4 +73,5 @@ def write_video(episode: EpisodeResult, path: Path, frames_per_second: int = 25)
         for frame in episode.frames:
             enlarged = frame.permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
             # H.264 wants even sides.
-            writer.append_data(enlarged[: enlarged.shape[0] // 2 * 2, : enlarged.shape[1] // 2 * 2].numpy())
+            even = enlarged[: enlarged.shape[0] // 2 * 2, : enlarged.shape[1] // 2 * 2]
+            writer.append_data(even.numpy())  # type: ignore[attr-defined]

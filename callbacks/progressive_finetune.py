@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from tensordict import TensorDictBase
 
+from covr_lightning.agent.sac import SACModule
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, Filter, LinearSchedule, Schedule, Score, Weight
@@ -71,18 +72,19 @@ class ProgressiveFineTune(L.Callback):
         if stage != "fit":
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, SACModule), "this callback serves a SACModule"
         if data.vlm is None:
             raise ConfigError("ProgressiveFineTune has no VLM to fine-tune (YAML key vlm).")
         data.vlm.load(data.spec)
-        self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack)  # type: ignore[arg-type]
+        self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack)
         data.listeners.append(self._add)
-        self._value = pl_module.state_value
+        self._agent = pl_module
 
     def _add(self, transition: TensorDictBase) -> None:
         assert self.buffer is not None, "setup made it"
         value = 0.0
         if self.at_time_limit == "bootstrap" and bool(transition["next", "truncated"]):
-            value = float(self._value(transition["next", "pixels"][None]))
+            value = float(self._agent.state_value(transition["next", "pixels"][None]))
         self.buffer.add(transition, value)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -93,16 +95,16 @@ class ProgressiveFineTune(L.Callback):
         """Run a round if one is due."""
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         if self.schedule.due(data.counters):
-            self._round(trainer, pl_module, data)
+            self._round(trainer, self._agent, data)
 
-    def _round(self, trainer: L.Trainer, pl_module: L.LightningModule, data: ExperienceData) -> None:
+    def _round(self, trainer: L.Trainer, pl_module: SACModule, data: ExperienceData) -> None:
         assert self.buffer is not None, "setup made it"
         assert data.vlm is not None, "setup checked it"
         if data.labels is not None:
             data.labels.flush()
         rows = self.buffer.rows()
         report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
-        scores = self.score(rows, pl_module.min_q) if len(rows) else torch.zeros(0)  # type: ignore[arg-type]
+        scores = self.score(rows, pl_module.min_q) if len(rows) else torch.zeros(0)
         fine_tune_round(
             report, data.vlm, rows, scores.cpu(), self._entropy(pl_module, data), self.filter, self.weight,
             self.settings, self._trainer_kwargs(pl_module),
@@ -114,11 +116,11 @@ class ProgressiveFineTune(L.Callback):
         self.reports.append(report)
         self._record(trainer, data, report)
 
-    def _entropy(self, pl_module: L.LightningModule, data: ExperienceData) -> float:
+    def _entropy(self, pl_module: SACModule, data: ExperienceData) -> float:
         """Estimate ε on states drawn from D, without touching the sampler's random state."""
         generator = torch.Generator().manual_seed(self.settings.seed + data.counters.env_steps)
         index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
-        return pl_module.entropy_per_dim(data.storage.get(index)["pixels"])  # type: ignore[operator]
+        return pl_module.entropy_per_dim(data.storage.get(index)["pixels"])
 
     def _trainer_kwargs(self, pl_module: L.LightningModule) -> dict[str, Any]:
         accelerator = "gpu" if pl_module.device.type == "cuda" else pl_module.device.type

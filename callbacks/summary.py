@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
@@ -65,8 +66,8 @@ class RunSummary(L.Callback):
             for name in ("curve.png", "curve.csv", "summary.json"):
                 print(f"{name:>13}: {folder / name}")
         checkpoint = trainer.checkpoint_callback
-        if checkpoint is not None and getattr(checkpoint, "best_model_path", ""):
-            print(f"{'best':>13}: {checkpoint.best_model_path}")  # type: ignore[attr-defined]
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+            print(f"{'best':>13}: {checkpoint.best_model_path}")
 
     @staticmethod
     def _rounds(trainer: L.Trainer) -> list[RoundReport]:

@@ -14,7 +14,17 @@ from rich.table import Table
 
 from covr_lightning.rendering import INSTALL_HINT
 
-_NEEDED = ("torch", "torchrl", "tensordict", "lightning", "torchmetrics", "transformers", "peft", "dm_control", "mujoco")
+_NEEDED = (
+    "torch",
+    "torchrl",
+    "tensordict",
+    "lightning",
+    "torchmetrics",
+    "transformers",
+    "peft",
+    "dm_control",
+    "mujoco",
+)
 _OPTIONAL = ("bitsandbytes", "carla")
 
 # Runs in a process of its own: a broken OpenGL library may end it.
@@ -107,7 +117,9 @@ def _in_subprocess(code: str, seconds: float = 120) -> tuple[bool, str]:
 
 def _rendering() -> Check:
     ok, detail = _in_subprocess(_RENDER)
-    return Check("rendering", ok, f"a frame was rendered: {detail}" if ok else f"{detail} — {INSTALL_HINT}", needed=True)
+    return Check(
+        "rendering", ok, f"a frame was rendered: {detail}" if ok else f"{detail} — {INSTALL_HINT}", needed=True
+    )
 
 
 def _vlm() -> Check:

@@ -60,6 +60,7 @@ class EpisodeReturns(Metric):
     """Mean, standard deviation (over episodes, population) and number of episode returns."""
 
     full_state_update = False
+    returns: list[Tensor] | Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,17 +68,14 @@ class EpisodeReturns(Metric):
 
     def update(self, episode_return: Tensor) -> None:
         """Add one episode's return."""
-        self.returns.append(episode_return.reshape(1).double())  # type: ignore[operator, union-attr]
+        assert isinstance(self.returns, list), "a list until processes are reduced"
+        self.returns.append(episode_return.reshape(1).double())
 
     def compute(self) -> dict[str, Tensor]:
-        """``return`` (mean), ``return_std`` and ``episodes``."""
-        returns = torch.cat(list(self.returns)) if isinstance(self.returns, list) else self.returns  # type: ignore[arg-type]
-        if not returns.numel():
-            return {
-                "return": torch.tensor(float("nan")),
-                "return_std": torch.tensor(float("nan")),
-                "episodes": torch.tensor(0),
-            }
+        """``return`` (mean), ``return_std`` and ``episodes``; NaN without episodes."""
+        returns = self.returns
+        if isinstance(returns, list):
+            returns = torch.cat(returns) if returns else torch.zeros(0, dtype=torch.float64)
         return {
             "return": returns.mean(),
             "return_std": returns.std(correction=0),

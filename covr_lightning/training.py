@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import transformers
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -126,7 +127,13 @@ def run(arguments: list[str], name: str) -> int:
 
 def _silence() -> None:
     """Leave out what libraries say about themselves and no user can act on."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    transformers.utils.logging.disable_progress_bar()
     for pattern in (
         ".*does not have many workers.*",
         ".*args parameter is intended to run from within Python.*",
@@ -135,5 +142,8 @@ def _silence() -> None:
         ".*is an experimental.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*GPU available but not used.*",
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*is_gradient_checkpointing.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

@@ -39,7 +39,9 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["fti"], ["'fti'", "fit, validate, test"]),
     ],
 )
-def test_wrong_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+def test_wrong_input(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
     if "--config" in arguments:
         arguments = [*arguments, "--runs_dir", str(tmp_path)]
     sentence = refused(capsys, arguments)

@@ -47,13 +47,17 @@ def test_every_header_shows_its_command(name: str) -> None:
 
 def test_overrides_reach_the_objects(tmp_path: Path) -> None:
     cli = build(
-        "--config", "dmc_covr.yaml", "--config", "crop.yaml", "--data.env.task", "walker-walk", "--model.prior.lam", "2",
-        "--vlm.lora.rank", "4", "--vlm.path", "somewhere", "--runs_dir", str(tmp_path),
+        "--config", "dmc_covr.yaml", "--config", "crop.yaml", "--data.env.task", "walker-walk",
+        "--model.prior.lam", "2", "--vlm.lora.rank", "4", "--vlm.path", "somewhere", "--runs_dir", str(tmp_path),
     )  # fmt: skip
     assert cli.model.augmentation.size == 84
     assert cli.model.prior.lam == 2
     assert cli.datamodule.spec.task == "walker-walk"
-    assert (cli.datamodule.vlm.lora.rank, cli.datamodule.vlm.lora.alpha, cli.datamodule.vlm.path) == (4, 16, "somewhere")
+    assert (cli.datamodule.vlm.lora.rank, cli.datamodule.vlm.lora.alpha, cli.datamodule.vlm.path) == (
+        4,
+        16,
+        "somewhere",
+    )
 
 
 def test_names_resolve_here_first_then_among_the_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

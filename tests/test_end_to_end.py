@@ -13,19 +13,32 @@ from covr_lightning.cli import main
 
 # 40 environment steps an agent step, so an episode has 25 of them and the run 150; rounds after 30 and 90 agent steps;
 # guidance from the first round on.
-SMALL = """
---config quickstart.yaml --data.max_env_steps 6000 --data.env.action_repeat 40 --data.warmup_agent_steps 20 --data.batch_size 8 --data.env.size 40
---data.eval_every_env_steps 3000 --data.eval_episodes 1 --data.label_every_agent_steps 2 --data.label_batch_size 8
---model.augmentation.size 32 --model.hidden 16 --model.filters 4 --trainer.log_every_n_steps 10
---trainer.enable_progress_bar false --trainer.accelerator cpu
-""".split()
+SMALL_SETTINGS = {
+    "--config": "quickstart.yaml",
+    "--data.max_env_steps": "6000",
+    "--data.env.action_repeat": "40",
+    "--data.warmup_agent_steps": "20",
+    "--data.batch_size": "8",
+    "--data.env.size": "40",
+    "--data.eval_every_env_steps": "3000",
+    "--data.eval_episodes": "1",
+    "--data.label_every_agent_steps": "2",
+    "--data.label_batch_size": "8",
+    "--model.augmentation.size": "32",
+    "--model.hidden": "16",
+    "--model.filters": "4",
+    "--trainer.log_every_n_steps": "10",
+    "--trainer.enable_progress_bar": "false",
+    "--trainer.accelerator": "cpu",
+}
+SMALL = [part for setting in SMALL_SETTINGS.items() for part in setting]
 
 
 def fit(folder: Path, vlm: Path, *more: str) -> int:
-    return main(["fit", *SMALL, "--runs_dir", str(folder), "--vlm.path", str(vlm), *SHORT_ROUNDS(folder), *more])
+    return main(["fit", *SMALL, "--runs_dir", str(folder), "--vlm.path", str(vlm), *short_rounds(folder), *more])
 
 
-def SHORT_ROUNDS(folder: Path) -> list[str]:  # noqa: N802
+def short_rounds(folder: Path) -> list[str]:
     """A config that shortens the rounds: nested callback settings compose from a second file."""
     path = folder / "short.yaml"
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +71,7 @@ def test_rounds_are_run_and_recorded(run: Path) -> None:
     assert summary["env_steps"] == 6000
     assert summary["grad_steps"] == 150 - 20 + 1  # the update comes with the step that ends the warm-up
     assert summary["replay_bytes_per_transition"] <= 1.5 * 3 * 40 * 40
-    # At agent step 30 one episode of 25 steps is over; at 90 two more are: the open one's rows of the first round count.
+    # At agent step 30 one episode of 25 steps is over; at 90 two more are: rows open at the first round count.
     assert [r["rows"] for r in summary["rounds"]] == [25, 50]
     for r in summary["rounds"]:
         assert r["kept"] == r["rows"]
@@ -95,7 +108,7 @@ def test_curve_and_checkpoints(run: Path) -> None:
 
 def test_test_reproduces_the_evaluation(run: Path, untrained_vlm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = json.loads((run / "summary.json").read_text())["curve"][-1]
-    arguments = [*SMALL, *SHORT_ROUNDS(run.parent), "--runs_dir", str(run.parent), "--vlm.path", str(untrained_vlm)]
+    arguments = [*SMALL, *short_rounds(run.parent), "--runs_dir", str(run.parent), "--vlm.path", str(untrained_vlm)]
     assert main(["test", *arguments, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--video", "true"]) == 0
     printed = capsys.readouterr().out
     assert f"{last[1]:.6f}"[:7] in printed
@@ -117,7 +130,9 @@ def test_resume_goes_on_from_the_last_checkpoint(run: Path, untrained_vlm: Path,
 def test_two_seeds_differ_and_one_seed_repeats(untrained_vlm: Path, tmp_path: Path) -> None:
     ends = []
     for seed in ("3", "3", "4"):
-        assert fit(tmp_path, untrained_vlm, "--data.seed", seed, "--model.seed", seed, "--data.max_env_steps", "2000") == 0
+        assert (
+            fit(tmp_path, untrained_vlm, "--data.seed", seed, "--model.seed", seed, "--data.max_env_steps", "2000") == 0
+        )
         newest = max(tmp_path.glob("run*/summary.json"), key=lambda p: p.stat().st_mtime).parent
         state = torch.load(newest / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         ends.append(state["actor.mlp.4.weight"])

@@ -46,7 +46,7 @@ class ConvTrunk(nn.Module):
             )
         self.features = filters * height * width
         self.apply(initialise)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.

@@ -121,7 +121,7 @@ class SACModule(L.LightningModule):
         self.target_projection = copy.deepcopy(self.critic_projection).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.objectives = nn.ModuleList(objectives)
-        for objective in self.objectives:
+        for objective in objectives:
             objective.build(self)
 
     # -- acting --------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class SACModule(L.LightningModule):
                 "train/labelled": batch["a_v_valid"].float().mean(),
             }
 
-        for objective, optimizer in zip(self.objectives, objective_opts, strict=True):
+        for objective, optimizer in zip(self._objectives(), objective_opts, strict=True):
             loss, objective_metrics = objective.loss(batch, views, self)
             optimizer.zero_grad()
             self.manual_backward(loss)
@@ -255,7 +255,7 @@ class SACModule(L.LightningModule):
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
-    def validation_step(self, seed: int, batch_idx: int = 0) -> EpisodeResult:
+    def validation_step(self, seed: int, batch_idx: int = 0) -> EpisodeResult:  # type: ignore[override]
         """Play one deterministic episode on the evaluation environment.
 
         Args:
@@ -267,7 +267,7 @@ class SACModule(L.LightningModule):
         self.eval_return.update(torch.tensor(result.episode_return))
         return result
 
-    test_step = validation_step
+    test_step = validation_step  # type: ignore[assignment]
 
     def on_validation_epoch_end(self) -> None:
         """Log mean and standard deviation over the evaluation's episodes."""
@@ -286,26 +286,28 @@ class SACModule(L.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam for critics with encoder, for the actor, for α, and one for each objective."""
-        fused = {"fused": True}
         encoder = [*self.trunk.parameters()]
         critic = [*encoder, *self.critic_projection.parameters(), *self.critic.parameters()]
         actor = [*self.actor_projection.parameters(), *self.actor.parameters()]
         optimizers: list[Optimizer] = [
-            Adam(critic, lr=self.lrs["critic"], **fused),
-            Adam(actor, lr=self.lrs["actor"], **fused),
-            Adam([self.log_alpha], lr=self.lrs["alpha"], betas=self.alpha_betas, **fused),
+            Adam(critic, lr=self.lrs["critic"], fused=True),
+            Adam(actor, lr=self.lrs["actor"], fused=True),
+            Adam([self.log_alpha], lr=self.lrs["alpha"], betas=self.alpha_betas, fused=True),
         ]
-        for objective in self.objectives:
+        for objective in self._objectives():
             groups: list[dict[str, Any]] = [{"params": [*objective.parameters()], "lr": objective.lr}]
             if objective.encoder_lr_multiplier:
                 rate = objective.lr * objective.encoder_lr_multiplier
                 groups.append({"params": [*encoder, *self.critic_projection.parameters()], "lr": rate})
-            optimizers.append(Adam(groups, **fused))
+            optimizers.append(Adam(groups, fused=True))
         return optimizers
+
+    def _objectives(self) -> list[Objective]:
+        return [objective for objective in self.objectives if isinstance(objective, Objective)]
 
     def _optimizers(self) -> list[Any]:
         """The optimizers; all but the first unwrapped, so that Lightning's global_step counts critic updates."""
-        first, *rest = self.optimizers()  # type: ignore[misc]
+        first, *rest = self.optimizers()  # type: ignore[misc, attr-defined]
         return [first, *(getattr(optimizer, "optimizer", optimizer) for optimizer in rest)]
 
     @property
@@ -320,7 +322,7 @@ class SACModule(L.LightningModule):
 
     def _log(self, metrics: dict[str, Tensor | float]) -> None:
         trainer = self._trainer
-        if trainer is None or self.counters.grad_steps % trainer.log_every_n_steps:
+        if trainer is None or self.counters.grad_steps % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         metrics["train/lambda"] = self.prior.weight(self.counters)
         self.log_dict({**metrics, "step": float(self.counters.env_steps)}, batch_size=1)

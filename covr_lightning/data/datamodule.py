@@ -15,6 +15,7 @@ from torchrl.collectors import Collector
 from torchrl.data import RandomSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from covr_lightning.agent.sac import SACModule
 from covr_lightning.counters import Counters
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
@@ -141,7 +142,7 @@ class ExperienceData(L.LightningDataModule):
         """Build the replay, the environment and the collector."""
         if stage != "fit" or self.replay is not None:
             return
-        model = self.trainer.lightning_module
+        model = self._model
         if model.prior.uses_vlm or self.warmup_actions == "vlm":
             if self.vlm is None:
                 raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
@@ -170,6 +171,17 @@ class ExperienceData(L.LightningDataModule):
             self._restore(self._restored)
 
     @property
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None, "a Trainer runs this"
+        return self.trainer
+
+    @property
+    def _model(self) -> SACModule:
+        model = self._trainer.lightning_module
+        assert isinstance(model, SACModule), "this data feeds a SACModule"
+        return model
+
+    @property
     def eval_env(self) -> PixelEnv:
         """The environment that evaluation plays on; built when first used."""
         if self._eval_env is None:
@@ -193,7 +205,7 @@ class ExperienceData(L.LightningDataModule):
         """Collect, store, label, sample, until the run is over."""
         assert self._collector is not None, "setup('fit') comes first"
         assert self.replay is not None, "setup('fit') comes first"
-        prior = self.trainer.lightning_module.prior
+        prior = self._model.prior
         for collected in self._collector:
             transition = self._store(collected)
             if self.labels is not None and prior.uses_vlm and prior.wants_labels(self.counters):
@@ -234,7 +246,7 @@ class ExperienceData(L.LightningDataModule):
         state: dict[str, Any] = {"counters": self.counters.state_dict()}
         if self.replay is None:
             return state
-        folder = Path(self.trainer.default_root_dir) / "replay"
+        folder = Path(self._trainer.default_root_dir) / "replay"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"env{self.counters.env_steps}.safetensors"
         if not path.exists():

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
-from covr_lightning.rendering import INSTALL_HINT, choose_backend
 from covr_lightning.errors import ConfigError
+from covr_lightning.rendering import INSTALL_HINT, choose_backend
 
 #: Action repeat of each task (PlaNet's choice for the six common tasks, the paper's Table 8 for walker and the rest).
 ACTION_REPEAT = {

@@ -47,8 +47,8 @@ class EpisodeBuffer:
         self.gamma = gamma
         self.at_time_limit = at_time_limit
         self.keep_stack = keep_stack
-        self._open: list[TensorDictBase] = []
-        self._finished: list[TensorDictBase] = []
+        self._open: list[TensorDict] = []
+        self._finished: list[TensorDict] = []
 
     def __len__(self) -> int:
         """Finished rows."""
@@ -90,7 +90,7 @@ class EpisodeBuffer:
             self._finish(0.0)
 
     def _finish(self, bootstrap: float) -> None:
-        episode = torch.stack(self._open)
+        episode = TensorDict.maybe_dense_stack(self._open)
         episode["g"] = discounted_returns(episode["reward"].reshape(-1), self.gamma, bootstrap)[:, None]
         self._finished.append(episode)
         self._open = []
@@ -107,10 +107,9 @@ class EpisodeBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Finished and open rows as plain tensors."""
-        opened = torch.stack(self._open) if self._open else TensorDict({}, [0])
         return {
             "finished": [episode.to_dict() for episode in self._finished],
-            "open": opened.to_dict() if self._open else None,
+            "open": TensorDict.maybe_dense_stack(self._open).to_dict() if self._open else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

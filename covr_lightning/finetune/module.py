@@ -133,7 +133,7 @@ class VLMFineTuner(L.LightningModule):
             generator=order,
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW over the adapter, half-cosine rate."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = AdamW(parameters, lr=self.settings.lr, weight_decay=0.0)

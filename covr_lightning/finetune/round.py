@@ -130,18 +130,18 @@ def fine_tune_round(
             report.error_constant = (actions[held_out] - constant).abs().mean().item()
             report.error_before, report.unparsable_before = proposal_error(vlm, frames[held_out], actions[held_out])
         tuner = VLMFineTuner(vlm, settings)
-        trainer = L.Trainer(
-            max_epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            accumulate_grad_batches=settings.accumulate,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            inference_mode=False,
-            **trainer_kwargs,
-        )
         with quiet_lightning(), torch.enable_grad():
+            trainer = L.Trainer(
+                max_epochs=settings.epochs,
+                max_steps=settings.max_steps,
+                accumulate_grad_batches=settings.accumulate,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                inference_mode=False,
+                **trainer_kwargs,
+            )
             trainer.fit(tuner, tuner.train_loader(frames[training], actions[training], weights[training]))
         report.losses = tuner.losses
         vlm.round = report.round

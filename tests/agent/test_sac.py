@@ -102,7 +102,7 @@ def test_critic_target_by_hand() -> None:
 def test_the_actor_moves_neither_encoder_nor_critics() -> None:
     module = agent(actor_every_grad_steps=1, target_every_grad_steps=10**6)
     before = parameters(module)
-    critic_opt, actor_opt, alpha_opt = module.optimizers()
+    critic_opt, *_ = module.optimizers()
     critic_opt.step = lambda *a, **k: None  # only actor and temperature step
     module.training_step(batch())
     after = parameters(module)
@@ -211,7 +211,7 @@ def test_weights_of_the_priors() -> None:
     # 2 − 0.01·⌊t/200⌋: 2 at 0 and 199, 1.99 at 200, 1 at 20,000, the floor 0.1 from 38,000 on.
     weights = [apl.weight(at(env_steps=t)) for t in (0, 199, 200, 20_000, 38_000, 99_000)]
     assert weights == pytest.approx([2.0, 2.0, 1.99, 1.0, 0.1, 0.1])
-    with pytest.raises(ConfigError, match="prior.lam is -1"):
+    with pytest.raises(ConfigError, match=r"prior\.lam is -1"):
         ConstantPrior(-1)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
-from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
 from covr_lightning.counters import Counters
+from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
 
 
 class Echo:

@@ -101,7 +101,9 @@ def test_a_round_is_deterministic_in_its_seed(untrained_vlm: Path) -> None:
     losses = []
     for _ in range(2):
         report = RoundReport(1, 1000, 20)
-        fine_tune_round(report, vlm(untrained_vlm, dropout=0.1), rows(20), torch.arange(20.0), 0.0, KeepAll(), RALW(), short, CPU)
+        fine_tune_round(
+            report, vlm(untrained_vlm, dropout=0.1), rows(20), torch.arange(20.0), 0.0, KeepAll(), RALW(), short, CPU
+        )
         losses.append(report.losses)
     assert losses[0] == losses[1]
 
