@@ -25,7 +25,7 @@ class CovrProgressBar(TQDMProgressBar):
         data = trainer.datamodule  # type: ignore[attr-defined]
         counters = data.counters
         now = (time.monotonic(), counters.env_steps, counters.grad_steps)
-        shown: dict[str, Any] = {"env": counters.env_steps}
+        shown: dict[str, Any] = {"env": str(counters.env_steps)}
         if self._clock is not None and now[0] > self._clock[0]:
             seconds = now[0] - self._clock[0]
             shown["env/s"] = f"{(now[1] - self._clock[1]) / seconds:.0f}"

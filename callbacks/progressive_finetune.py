@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from safetensors.torch import save_file
 from tensordict import TensorDictBase
 
 from covr_lightning.agent.sac import SACModule
@@ -40,6 +41,7 @@ class ProgressiveFineTune(L.Callback):
         at_time_limit: What follows a truncated episode in g_t: ``"end"`` or ``"bootstrap"`` with the critics' V.
         entropy_states: States of D that ε is estimated on.
         precision: Precision of the inner Trainer.
+        save_rows: Also write each round's rows of D_f (``rounds/round_NNN_rows.safetensors``).
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ProgressiveFineTune(L.Callback):
         at_time_limit: Literal["end", "bootstrap"] = "end",
         entropy_states: int = 1024,
         precision: str = "32-true",
+        save_rows: bool = False,
     ) -> None:
         if at_time_limit not in ("end", "bootstrap"):
             raise ConfigError(f"at_time_limit is {at_time_limit!r}; it can be 'end' or 'bootstrap'.")
@@ -63,6 +66,7 @@ class ProgressiveFineTune(L.Callback):
         self.at_time_limit = at_time_limit
         self.entropy_states = entropy_states
         self.precision = precision
+        self.save_rows = save_rows
         self.reports: list[RoundReport] = []
         self.buffer: EpisodeBuffer | None = None
         self._restored: dict[str, Any] | None = None
@@ -109,6 +113,10 @@ class ProgressiveFineTune(L.Callback):
             report, data.vlm, rows, scores.cpu(), self._entropy(pl_module, data), self.filter, self.weight,
             self.settings, self._trainer_kwargs(pl_module),
         )  # fmt: skip
+        if self.save_rows and len(rows):
+            path = self._folder(trainer) / f"round_{report.round:03d}_rows.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.contiguous() for name, value in rows.items()}, path)
         self.buffer.clear()
         data.counters.rounds += 1
         data.vlm.round = data.counters.rounds

@@ -108,15 +108,15 @@ def summary_tables(curve: list[CurvePoint], rounds: list[RoundReport]) -> list[T
             table.add_row(name, str(steps), f"{mean:.1f} ± {std:.1f}")
         tables.append(table)
     if rounds:
-        table = Table(title="Fine-tune rounds (errors: mean |a_v − a| on held-out kept rows)")
-        columns = ("round", "env steps", "kept", "trained", "ε", "error before", "after", "constant", "unparsable", "s")
+        table = Table(padding=(0, 0), title="Fine-tune rounds (VLM: mean |a_v − a| on held-out kept rows)")
+        columns = ("round", "env steps", "kept", "trained", "ε", "VLM before", "VLM after", "constant", "unparsable")
         for name in columns:
             table.add_column(name, justify="right")
         for r in rounds:
             table.add_row(
-                str(r.round), str(r.env_steps), f"{r.kept} of {r.rows}", str(r.trained), _number(r.entropy),
+                str(r.round), str(r.env_steps), f"{r.kept}/{r.rows}", str(r.trained), _number(r.entropy, 2),
                 _number(r.error_before), _number(r.error_after), _number(r.error_constant),
-                f"{_percent(r.unparsable_before)} → {_percent(r.unparsable_after)}", f"{r.seconds:.0f}",
+                f"{_percent(r.unparsable_before)}→{_percent(r.unparsable_after)}",
             )  # fmt: skip
         notes = "; ".join(f"round {r.round}: {r.note}" for r in rounds if r.note)
         table.caption = notes or None
@@ -145,8 +145,8 @@ def plot_curve(curve: list[CurvePoint], rounds: list[RoundReport], path: Path, t
     figure.savefig(path, dpi=120)
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
+def _number(value: float, decimals: int = 3) -> str:
+    return "–" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def _percent(value: float) -> str:

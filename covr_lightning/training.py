@@ -125,14 +125,16 @@ def run(arguments: list[str], name: str) -> int:
     return 0
 
 
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
 def _silence() -> None:
     """Leave out what libraries say about themselves and no user can act on."""
     for name in ("absl", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
     transformers.utils.logging.disable_progress_bar()
     for pattern in (
         ".*does not have many workers.*",
