@@ -108,8 +108,8 @@ def summary_tables(curve: list[CurvePoint], rounds: list[RoundReport]) -> list[T
             table.add_row(name, str(steps), f"{mean:.1f} ± {std:.1f}")
         tables.append(table)
     if rounds:
-        table = Table(padding=(0, 0), title="Fine-tune rounds (VLM: mean |a_v − a| on held-out kept rows)")
-        columns = ("round", "env steps", "kept", "trained", "ε", "VLM before", "VLM after", "constant", "unparsable")
+        table = Table(padding=(0, 0), title="Fine-tune rounds (VLM error: mean |a_v − a| on held-out kept rows)")
+        columns = ("round", "env steps", "kept", "trained", "ε", "before", "after", "constant", "unparsable")
         for name in columns:
             table.add_column(name, justify="right")
         for r in rounds:
