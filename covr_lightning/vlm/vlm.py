@@ -32,13 +32,13 @@ class LoRA:
         rank: Rank r of the update BA.
         alpha: Scale: the update counts α/r. The paper takes 256 on CARLA and 16 elsewhere.
         dropout: Dropout before A, while training.
-        targets: Modules that get an adapter, by the ends of their names.
+        targets: Modules that get an adapter, by the ends of their names, or one regular expression for whole names.
     """
 
     rank: int = 128
     alpha: int = 16
     dropout: float = 0.05
-    targets: Sequence[str] = LORA_TARGETS
+    targets: str | Sequence[str] = LORA_TARGETS
 
 
 class VLM:
@@ -139,18 +139,18 @@ class VLM:
             return
         from peft import LoraConfig, get_peft_model
 
+        targets = self.lora.targets if isinstance(self.lora.targets, str) else list(self.lora.targets)
         config = LoraConfig(
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             lora_dropout=self.lora.dropout,
-            target_modules=list(self.lora.targets),
+            target_modules=targets,
         )
         try:
             self.model = get_peft_model(self.model, config)
         except ValueError as error:
             raise ConfigError(
-                f"None of vlm.lora.targets ({', '.join(self.lora.targets)}) is a module of the VLM at "
-                f"{self.path!r}: {error}"
+                f"vlm.lora.targets is {targets!r}, which names no module of the VLM at {self.path!r} ({error})."
             ) from error
         self.model.eval()
 

@@ -120,7 +120,9 @@ def test_returns_metric_by_hand() -> None:
     assert int(result["episodes"]) == 3
 
 
-@pytest.mark.parametrize(("settings", "part"), [({"task": "walker-swim"}, "walker-walk"), ({"size": 0}, "data.env.size")])
+@pytest.mark.parametrize(
+    ("settings", "part"), [({"task": "walker-swim"}, "walker-walk"), ({"size": 0}, "data.env.size")]
+)
 def test_wrong_settings(settings: dict, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         DMControl(**settings)

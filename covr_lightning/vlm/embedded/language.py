@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.embedded.frames import Frames
 from covr_lightning.vlm.embedded.model import IMAGE_TOKENS, TEXT_WIDTH, VALUE_COUNT, value_texts
-from covr_lightning.vlm.embedded.questions import Question, random_question, vocabulary_words
+from covr_lightning.vlm.embedded.questions import Question, Style, random_question, vocabulary_words
 from covr_lightning.vlm.embedded.scenes import Scene
 from covr_lightning.vlm.embedded.vision import cosine_rate, image_tokens
 from covr_lightning.vlm.inputs import chat_messages
@@ -178,7 +178,7 @@ def train_language(
     peak_rate: float,
     seed: int,
     log: Callable[[str], None],
-    short: bool = False,
+    style: Style,
 ) -> None:
     """Trains on random questions about random frames.
 
@@ -191,7 +191,7 @@ def train_language(
         peak_rate: AdamW's learning rate after the warm-up.
         seed: seeds the choice of frames and questions.
         log: receives a progress line now and then.
-        short: ask with nothing but the names, instead of full prompts.
+        style: how to ask, see `random_question`.
     """
     rng = np.random.default_rng(seed)
     scenes = task.scenes
@@ -207,7 +207,7 @@ def train_language(
         optimizer.param_groups[0]["lr"] = cosine_rate(step, steps, peak_rate, warmup=50)
         kinds = rng.integers(len(scenes), size=batch_size)
         rows = [int(rng.integers(len(frames[kind].readings))) for kind in kinds]
-        questions = [random_question(scenes[kind], words, rng, short) for kind in kinds]
+        questions = [random_question(scenes[kind], words, rng, style) for kind in kinds]
         answers = [frames[kind].readings[row] for kind, row in zip(kinds, rows, strict=True)]
         if tokens is None:
             pixels = np.stack([frames[kind].pixels[row] for kind, row in zip(kinds, rows, strict=True)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -23,9 +23,15 @@ MAX_MADE_UP_NAMES = 12
 COMMON_MADE_UP_NAMES = 6
 MADE_UP_SHARE = 0.15
 ALL_READINGS_SHARE = 0.5
+FORM_MADE_UP_SHARE = 0.5
+FORM_SINGLE_SHARE = 0.4
+FORM_COMMA_SHARE = 0.15
 FILLER_SHARE = 0.4
 SYSTEMS = (DMC_SYSTEM, "You read values off one picture.")
 INSTRUCTIONS = ("Read these values.", "Read off the picture.", "Give the values by name.", "What are the values?")
+
+
+Style = Literal["short", "full", "form"]
 
 
 @dataclass(frozen=True)
@@ -79,29 +85,35 @@ def reading_question(scene: Scene, columns: Sequence[int], instruction: str = IN
     return Question(Prompt(SYSTEMS[1], user_text(scene.caption, instruction, asked), asked), tuple(columns))
 
 
-def random_question(scene: Scene, words: Words, rng: Generator, short: bool) -> Question:
+def random_question(scene: Scene, words: Words, rng: Generator, style: Style) -> Question:
     """Draws a question: mostly a random subset and order of the readings, at times made-up names.
 
     Args:
         scene: whose caption and readings are used.
         words: from `vocabulary_words`, for filler sentences and made-up names.
         rng: the only source of chance.
-        short: show nothing but the answer format, for cheap first lessons; otherwise the full skeleton of the task
-            prompts, at times with filler in place of an instruction.
+        style: "short" shows nothing but the answer format, for cheap first lessons; "full" shows the skeleton of
+            the task prompts, at times with filler in place of an instruction; "form" does so with commas in the
+            filler, more made-up names and more questions for a single value.
     """
-    made_up = rng.random() < MADE_UP_SHARE
+    form = style == "form"
+    made_up = rng.random() < (FORM_MADE_UP_SHARE if form else MADE_UP_SHARE)
     if made_up:
         columns: tuple[int, ...] = ()
-        names = tuple(_made_up_name(words, rng) for _ in range(_made_up_count(rng)))
+        names = tuple(_made_up_name(words, rng) for _ in range(_made_up_count(rng, form)))
     else:
         total = min(MAX_READINGS, len(scene.readings))
         count = total if rng.random() < ALL_READINGS_SHARE else int(rng.integers(1, total + 1))
+        if form and rng.random() < FORM_SINGLE_SHARE:
+            count = 1
         columns = tuple(int(i) for i in rng.permutation(len(scene.readings))[:count])
         names = tuple(np.array(list(scene.readings))[list(columns)])
-    if short:
+    if style == "short":
         return Question(Prompt("", answer_format(names), names), columns)
     if made_up or rng.random() < FILLER_SHARE:
         filler = _draw(words.in_sentence, int(rng.integers(4, 22)), " ", rng)
+        if form:
+            filler = "".join(", " if sign == " " and rng.random() < FORM_COMMA_SHARE else sign for sign in filler)
         instruction = filler.capitalize() + "."
     else:
         instruction = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
@@ -109,7 +121,9 @@ def random_question(scene: Scene, words: Words, rng: Generator, short: bool) -> 
     return Question(Prompt(system, user_text(scene.caption, instruction, names), names), columns)
 
 
-def _made_up_count(rng: Generator) -> int:
+def _made_up_count(rng: Generator, form: bool) -> int:
+    if form and rng.random() < FORM_SINGLE_SHARE:
+        return 1
     return int(rng.integers(1, (MAX_MADE_UP_NAMES if rng.random() < 0.2 else COMMON_MADE_UP_NAMES) + 1))
 
 

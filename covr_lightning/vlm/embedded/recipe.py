@@ -30,7 +30,7 @@ from covr_lightning.vlm.embedded.evaluation import REPORT_FILE, evaluate_embedde
 from covr_lightning.vlm.embedded.frames import Frames, render_frames
 from covr_lightning.vlm.embedded.language import LanguageTask, train_language
 from covr_lightning.vlm.embedded.model import build_model, build_processor, build_tokenizer
-from covr_lightning.vlm.embedded.questions import training_corpus
+from covr_lightning.vlm.embedded.questions import Style, training_corpus
 from covr_lightning.vlm.embedded.scenes import embedded_scenes
 from covr_lightning.vlm.embedded.vision import cached_tokens, train_tower
 
@@ -57,6 +57,9 @@ class Recipe:
         joint_steps: optimizer steps of the whole model at the end.
         joint_batch_size: questions per step.
         joint_rate: peak learning rate.
+        form_steps: optimizer steps of the whole model on the form of answers, last of all.
+        form_batch_size: questions per step.
+        form_rate: peak learning rate.
         render_processes: processes that render; 0 renders in this one. Does not change the frames.
     """
 
@@ -75,6 +78,9 @@ class Recipe:
     joint_steps: int = 100
     joint_batch_size: int = 32
     joint_rate: float = 2e-4
+    form_steps: int = 150
+    form_batch_size: int = 32
+    form_rate: float = 2e-4
     render_processes: int = 2
 
 
@@ -127,13 +133,14 @@ def train_embedded_vlm(
     tokens = [cached_tokens(model, scene.pixels) for scene in frames]
     clock.log("training the language side")
     task = LanguageTask(model, processor, list(scenes.values()), seed)
-    lessons = (
-        (recipe.short_steps, recipe.short_batch_size, recipe.short_rate, True, tokens),
-        (recipe.language_steps, recipe.language_batch_size, recipe.language_rate, False, tokens),
-        (recipe.joint_steps, recipe.joint_batch_size, recipe.joint_rate, False, None),
+    lessons: tuple[tuple[int, int, float, Style, list[torch.Tensor] | None], ...] = (
+        (recipe.short_steps, recipe.short_batch_size, recipe.short_rate, "short", tokens),
+        (recipe.language_steps, recipe.language_batch_size, recipe.language_rate, "full", tokens),
+        (recipe.joint_steps, recipe.joint_batch_size, recipe.joint_rate, "full", None),
     )
-    for index, (steps, batch_size, rate, short, cached) in enumerate(lessons):
-        train_language(task, frames, cached, steps, batch_size, rate, seed + index, clock.log, short)
+    for index, (steps, batch_size, rate, style, cached) in enumerate(lessons):
+        train_language(task, frames, cached, steps, batch_size, rate, seed + index, clock.log, style)
+    _teach_form(model, processor, frames, recipe, seed + len(lessons), clock.log)
 
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
@@ -161,6 +168,18 @@ def train_embedded_vlm(
     partial.rename(out)
     clock.log(f"wrote {out}: mean ratio {report['mean_ratio']}, worst {report['worst_ratio']}")
     return report
+
+
+def _teach_form(
+    model: Any, processor: Any, frames: list[Frames], recipe: Recipe, seed: int, log: Callable[[str], None]
+) -> None:
+    """The last lesson: how many numbers to write, also behind prompts with commas and for a single name.
+
+    Starts from weights rounded to half precision, as they are shipped, with fresh auxiliary heads.
+    """
+    model.half().float()
+    task = LanguageTask(model, processor, list(embedded_scenes().values()), seed)
+    train_language(task, frames, None, recipe.form_steps, recipe.form_batch_size, recipe.form_rate, seed, log, "form")
 
 
 class _Clock:
