@@ -29,9 +29,9 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     [
         (["fit", "--config", "quickstrt"], ["'quickstrt'", "quickstart.yaml", "--config"]),
         ([*QUICK, "--data.env.task", "cartpole-swngup"], ["'cartpole-swngup'", "cartpole-swingup", "data.env.task"]),
-        ([*QUICK, "--data.batch_size", "512"], ["512", "1 to 250", "data.batch_size", "data.warmup_agent_steps"]),
+        ([*QUICK, "--data.batch_size", "512"], ["512", "1 to 100", "data.batch_size", "data.warmup_agent_steps"]),
         ([*QUICK, "--model.augmentation.size", "90"], ["90", "72×72", "1 to 72", "model.augmentation.size"]),
-        ([*QUICK, "--data.max_env_steps", "1000"], ["1000", "above 2000", "data.max_env_steps"]),
+        ([*QUICK, "--data.max_env_steps", "800"], ["800", "above 800", "data.max_env_steps"]),
         ([*QUICK, "--model.gamma", "1.5"], ["1.5", "0 to 1", "model.gamma"]),
         ([*QUICK, "--ckpt_path", "nothere.ckpt"], ["nothere.ckpt", "--ckpt_path"]),
         ([*QUICK, "--ckpt_path", "last", "--name", "none-such"], ["none-such", "--ckpt_path last"]),

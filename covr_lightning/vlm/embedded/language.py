@@ -59,16 +59,20 @@ class LanguageTask(nn.Module):
         processor: its processor.
         scenes: what may be asked.
         seed: seeds the auxiliary heads.
+        auxiliary_weight: weight of the two heads' losses beside the token loss.
 
     Raises:
         ValueError: if a value or a reading's name is not one token.
     """
 
-    def __init__(self, model: Any, processor: Any, scenes: Sequence[Scene], seed: int) -> None:
+    def __init__(
+        self, model: Any, processor: Any, scenes: Sequence[Scene], seed: int, auxiliary_weight: float = AUXILIARY_WEIGHT
+    ) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
         self.scenes = tuple(scenes)
+        self.auxiliary_weight = auxiliary_weight
         tokenizer = processor.tokenizer
         ids = tokenizer.convert_tokens_to_ids(value_texts())
         if ids != list(range(ids[0], ids[0] + VALUE_COUNT)):
@@ -166,7 +170,7 @@ class LanguageTask(nn.Module):
         regression = F.smooth_l1_loss(predicted, truth, beta=AUXILIARY_BETA)
         name_regression = F.smooth_l1_loss(read, truth, beta=AUXILIARY_BETA)
         errors = torch.stack([(read - truth).abs().mean(), (predicted - truth).abs().mean()]).detach()
-        return token_loss + AUXILIARY_WEIGHT * (regression + name_regression), errors
+        return token_loss + self.auxiliary_weight * (regression + name_regression), errors
 
 
 def train_language(

@@ -21,10 +21,11 @@ from covr_lightning.vlm.prompts import DMC_SYSTEM, Prompt, dmc_prompt, dmc_tasks
 MAX_READINGS = 8
 MAX_MADE_UP_NAMES = 12
 COMMON_MADE_UP_NAMES = 6
+FORM_MADE_UP_NAMES = 6
 MADE_UP_SHARE = 0.15
 ALL_READINGS_SHARE = 0.5
 FORM_MADE_UP_SHARE = 0.5
-FORM_SINGLE_SHARE = 0.4
+FORM_SINGLE_SHARE = 0.2
 FORM_COMMA_SHARE = 0.15
 FILLER_SHARE = 0.4
 SYSTEMS = (DMC_SYSTEM, "You read values off one picture.")
@@ -124,6 +125,8 @@ def random_question(scene: Scene, words: Words, rng: Generator, style: Style) ->
 def _made_up_count(rng: Generator, form: bool) -> int:
     if form and rng.random() < FORM_SINGLE_SHARE:
         return 1
+    if form:
+        return int(rng.integers(1, FORM_MADE_UP_NAMES + 1))
     return int(rng.integers(1, (MAX_MADE_UP_NAMES if rng.random() < 0.2 else COMMON_MADE_UP_NAMES) + 1))
 
 

@@ -78,9 +78,9 @@ class Recipe:
     joint_steps: int = 100
     joint_batch_size: int = 32
     joint_rate: float = 2e-4
-    form_steps: int = 150
+    form_steps: int = 250
     form_batch_size: int = 32
-    form_rate: float = 2e-4
+    form_rate: float = 3e-4
     render_processes: int = 2
 
 
@@ -175,10 +175,10 @@ def _teach_form(
 ) -> None:
     """The last lesson: how many numbers to write, also behind prompts with commas and for a single name.
 
-    Starts from weights rounded to half precision, as they are shipped, with fresh auxiliary heads.
+    Starts from weights rounded to half precision, as they are shipped, without auxiliary heads.
     """
     model.half().float()
-    task = LanguageTask(model, processor, list(embedded_scenes().values()), seed)
+    task = LanguageTask(model, processor, list(embedded_scenes().values()), seed, auxiliary_weight=0.0)
     train_language(task, frames, None, recipe.form_steps, recipe.form_batch_size, recipe.form_rate, seed, log, "form")
 
 
