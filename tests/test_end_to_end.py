@@ -138,3 +138,27 @@ def test_two_seeds_differ_and_one_seed_repeats(untrained_vlm: Path, tmp_path: Pa
         ends.append(state["actor.mlp.4.weight"])
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+
+
+def test_lambda_0_gives_the_base_agent_bit_for_bit_with_a_vlm_at_work(untrained_vlm: Path, tmp_path: Path) -> None:
+    """Labelling, fine-tuning and its dropout draw nothing from the agent's random numbers."""
+    assert fit(tmp_path / "with", untrained_vlm, "--model.prior.lam", "0") == 0
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(
+        """
+model: {class_path: covr_lightning.agent.SACModule, init_args: {prior: {class_path: covr_lightning.agent.NoPrior}}}
+trainer: {callbacks: null}
+"""
+    )
+    arguments = ["fit", *SMALL, "--runs_dir", str(tmp_path / "without"), "--name", "run", "--vlm.path", "nowhere"]
+    assert main([*arguments, "--config", str(plain)]) == 0
+    summaries = [json.loads((tmp_path / name / "run" / "summary.json").read_text()) for name in ("with", "without")]
+    assert [len(s["rounds"]) for s in summaries] == [2, 0]
+    assert summaries[0]["labels_asked"] > 50
+    assert summaries[1]["labels_asked"] == 0
+    states = [
+        torch.load(tmp_path / name / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("with", "without")
+    ]
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
