@@ -66,6 +66,8 @@ def test_recipe_runs_and_is_deterministic(tmp_path: Path) -> None:
         language_batch_size=4,
         joint_steps=1,
         joint_batch_size=4,
+        form_steps=1,
+        form_batch_size=4,
         render_processes=0,
     )
     reports = [train_embedded_vlm(tmp_path / name, seed=3, recipe=recipe, log=lambda _: None) for name in "ab"]
