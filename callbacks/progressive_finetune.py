@@ -150,9 +150,10 @@ class ProgressiveFineTune(L.Callback):
             f"(ε {report.entropy:.2f}, τ {report.tau:.2f}); VLM error {report.error_before:.3f} → "
             f"{report.error_after:.3f}, constant {report.error_constant:.3f}; {report.seconds:.0f} s"
         )
-        log.info(text + (f"; {report.note}" if report.note else ""))
         if report.note:
-            log.warning("Round %d: %s.", report.round, report.note)
+            log.warning("%s; %s", text, report.note)
+        else:
+            log.info(text)
 
     @staticmethod
     def _folder(trainer: L.Trainer) -> Path:

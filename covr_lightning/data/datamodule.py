@@ -128,11 +128,6 @@ class ExperienceData(L.LightningDataModule):
         return math.ceil(self.max_env_steps / self.spec.action_repeat)
 
     @property
-    def eval_every_agent_steps(self) -> int:
-        """Agent steps between two evaluations."""
-        return max(1, min(self.eval_every_env_steps // self.spec.action_repeat, self.agent_steps))
-
-    @property
     def storage(self) -> FrameStackStorage:
         """The replay's storage."""
         assert self.replay is not None, "setup('fit') makes the replay"

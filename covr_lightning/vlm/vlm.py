@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,9 +166,11 @@ class VLM:
         return self.model.get_base_model() if self.has_adapter else self.model
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format, complete or not at all."""
+        """Write the adapter in PEFT's format, complete or not at all; an older one at this place gives way."""
         part = folder.with_name(folder.name + ".part")
         self.model.save_pretrained(part, save_embedding_layers=False)
+        if folder.exists():  # a run resumed from before this round does the round again
+            shutil.rmtree(folder)
         part.rename(folder)
 
     def load_adapter(self, folder: Path, round_: int) -> None:

@@ -88,6 +88,7 @@ def test_a_round_teaches_the_vlm_and_leaves_the_random_state_alone(untrained_vlm
 
     # The adapter survives a save; switched off, the base answers as before.
     model.save_adapter(tmp_path / "adapter")
+    model.save_adapter(tmp_path / "adapter")  # a resumed run may do a round again
     other = vlm(untrained_vlm)
     other.load_adapter(tmp_path / "adapter", 1)
     assert other.answer(frames(3)) == model.answer(frames(3))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from covr_lightning.rendering import choose_backend
 from covr_lightning.vlm.embedded.scenes import Physics, Scene
 
 IMAGE_SIZE = 128
@@ -43,7 +43,7 @@ def load_physics(scene: Scene, full_quality: bool) -> Physics:
         scene: what to open.
         full_quality: keep dm_control's multisampling; without it the first render is set up for none.
     """
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    choose_backend()
     from dm_control import suite
 
     environment = suite.load(scene.domain, scene.task, task_kwargs={"random": 0})
