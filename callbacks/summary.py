@@ -16,8 +16,9 @@ from rich.table import Table
 
 from covr_lightning.finetune.round import RoundReport
 
-#: Environment steps, mean return, standard deviation over episodes.
-CurvePoint = tuple[int, float, float]
+#: One evaluation: ``env_steps``, then for ``return`` and whatever else is measured the mean and, as ``…_std``, the
+#: standard deviation over episodes.
+CurvePoint = dict[str, float]
 
 
 class RunSummary(L.Callback):
@@ -32,8 +33,10 @@ class RunSummary(L.Callback):
             return
         metrics = trainer.callback_metrics
         steps = trainer.datamodule.counters.env_steps  # type: ignore[attr-defined]
-        self.curve = [p for p in self.curve if p[0] < steps]
-        self.curve.append((steps, float(metrics["eval/return"]), float(metrics["eval/return_std"])))
+        measured = {name.removeprefix("eval/"): float(v) for name, v in metrics.items() if name.startswith("eval/")}
+        measured.pop("episodes", None)
+        self.curve = [p for p in self.curve if p["env_steps"] < steps]
+        self.curve.append({"env_steps": steps, "return": measured.pop("return"), **measured})
         write_curve(self.curve, Path(trainer.default_root_dir) / "curve.csv")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,20 +83,22 @@ class RunSummary(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The curve."""
-        return {"curve": [list(point) for point in self.curve]}
+        return {"curve": self.curve}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set the curve."""
-        self.curve = [(int(s), float(m), float(d)) for s, m, d in state_dict["curve"]]
+        self.curve = list(state_dict["curve"])
 
 
 def write_curve(curve: list[CurvePoint], path: Path) -> None:
-    """Write the learning curve as CSV with columns env_steps, return, return_std."""
+    """Write the learning curve as CSV: env_steps, return, return_std, and whatever else was measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["env_steps", "return", "return_std"])
-        writer.writerows([s, f"{m:.2f}", f"{d:.2f}"] for s, m, d in curve)
+        writer.writerow(curve[0])
+        writer.writerows(
+            [int(p["env_steps"]), *(f"{p[name]:.2f}" for name in curve[0] if name != "env_steps")] for p in curve
+        )
 
 
 def summary_tables(curve: list[CurvePoint], rounds: list[RoundReport]) -> list[Table]:
@@ -101,11 +106,13 @@ def summary_tables(curve: list[CurvePoint], rounds: list[RoundReport]) -> list[T
     tables = []
     if curve:
         table = Table(title="Evaluation (deterministic policy, mean ± std over episodes)")
-        for name in ("", "env steps", "return"):
+        measured = [name for name in curve[0] if f"{name}_std" in curve[0]]
+        for name in ("", "env steps", *(name.replace("_", " ") for name in measured)):
             table.add_column(name, justify="right")
-        best = max(curve, key=lambda point: point[1])
-        for name, (steps, mean, std) in (("before", curve[0]), ("best", best), ("after", curve[-1])):
-            table.add_row(name, str(steps), f"{mean:.1f} ± {std:.1f}")
+        best = max(curve, key=lambda point: point["return"])
+        for name, point in (("before", curve[0]), ("best", best), ("after", curve[-1])):
+            values = [f"{point[m]:.1f} ± {point[f'{m}_std']:.1f}" for m in measured]
+            table.add_row(name, str(int(point["env_steps"])), *values)
         tables.append(table)
     if rounds:
         table = Table(padding=(0, 0), title="Fine-tune rounds (VLM error: mean |a_v − a| on held-out kept rows)")
@@ -132,7 +139,7 @@ def plot_curve(curve: list[CurvePoint], rounds: list[RoundReport], path: Path, t
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps, mean, std = ([point[i] for point in curve] for i in range(3))
+    steps, mean, std = ([point[name] for point in curve] for name in ("env_steps", "return", "return_std"))
     axes.plot(steps, mean, marker="o", markersize=3, color="tab:blue", label="evaluation return")
     low, high = [m - d for m, d in zip(mean, std, strict=True)], [m + d for m, d in zip(mean, std, strict=True)]
     axes.fill_between(steps, low, high, color="tab:blue", alpha=0.2, label="± std over episodes")

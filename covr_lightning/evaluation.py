@@ -23,11 +23,13 @@ class EpisodeResult:
     Attributes:
         episode_return: Undiscounted sum of rewards.
         agent_steps: Its length in agent steps.
+        metrics: What else the environment measures of it, by name.
         frames: Newest frame after each step, (3, H, W) uint8, if recorded.
     """
 
     episode_return: float
     agent_steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
     frames: list[Tensor] = field(default_factory=list)
 
 
@@ -53,31 +55,35 @@ def play_episode(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: 
         if record:
             frames.append(state["pixels"][-3:].clone())
         if bool(state["done"]):
-            return EpisodeResult(total, steps, frames)
+            return EpisodeResult(total, steps, env.episode_metrics(), frames)
 
 
-class EpisodeReturns(Metric):
-    """Mean, standard deviation (over episodes, population) and number of episode returns."""
+class EpisodeStatistics(Metric):
+    """Mean and standard deviation (over episodes, population) of returns and of what else is measured of an episode."""
 
     full_state_update = False
-    returns: list[Tensor] | Tensor
+    values: list[Tensor] | Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("returns", default=[], dist_reduce_fx="cat")
+        self.names: list[str] = ["return"]
+        self.add_state("values", default=[], dist_reduce_fx="cat")
 
-    def update(self, episode_return: Tensor) -> None:
-        """Add one episode's return."""
-        assert isinstance(self.returns, list), "a list until processes are reduced"
-        self.returns.append(episode_return.reshape(1).double())
+    def update(self, episode: EpisodeResult) -> None:
+        """Add one episode."""
+        measured = {"return": episode.episode_return, **episode.metrics}
+        assert isinstance(self.values, list), "a list until processes are reduced"
+        if not self.values:
+            self.names = list(measured)
+        self.values.append(torch.tensor([[measured[name] for name in self.names]], dtype=torch.float64))
 
     def compute(self) -> dict[str, Tensor]:
-        """``return`` (mean), ``return_std`` and ``episodes``; NaN without episodes."""
-        returns = self.returns
-        if isinstance(returns, list):
-            returns = torch.cat(returns) if returns else torch.zeros(0, dtype=torch.float64)
-        return {
-            "return": returns.mean(),
-            "return_std": returns.std(correction=0),
-            "episodes": torch.tensor(returns.numel()),
-        }
+        """``return`` (mean), ``return_std``, the same for every other name, and ``episodes``; NaN without episodes."""
+        values = self.values
+        if isinstance(values, list):
+            values = torch.cat(values) if values else torch.zeros(0, len(self.names), dtype=torch.float64)
+        mean, std = values.mean(0), values.std(0, correction=0)
+        result = {"episodes": torch.tensor(len(values))}
+        for i, name in enumerate(self.names):
+            result |= {name: mean[i], f"{name}_std": std[i]}
+        return result

@@ -124,7 +124,7 @@ def test_resume_goes_on_from_the_last_checkpoint(run: Path, untrained_vlm: Path,
     assert resumed["env_steps"] == 6000
     assert resumed["grad_steps"] == 150 - 20 + 1
     assert [r["env_steps"] for r in resumed["rounds"]] == [1200, 3600]
-    assert [point[0] for point in resumed["curve"]] == [40, 3000, 6000]
+    assert [point["env_steps"] for point in resumed["curve"]] == [40, 3000, 6000]
 
 
 def test_two_seeds_differ_and_one_seed_repeats(untrained_vlm: Path, tmp_path: Path) -> None:

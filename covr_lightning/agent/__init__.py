@@ -7,6 +7,7 @@ from covr_lightning.agent.augmentations import (
     RandomShift,
     RandomTranslate,
 )
+from covr_lightning.agent.deepmdp import DeepMDP
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
 from covr_lightning.agent.sac import SACModule
@@ -17,6 +18,7 @@ __all__ = [
     "Augmentation",
     "BatchViews",
     "ConstantPrior",
+    "DeepMDP",
     "DelayedPrior",
     "NoAugmentation",
     "NoPrior",

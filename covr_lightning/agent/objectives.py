@@ -23,13 +23,21 @@ class Objective(nn.Module, ABC):
         encoder_lr_multiplier: The encoder's learning rate under this objective, as a multiple of `lr`. Explicit,
             because published codes step the encoder by several optimizers at once without saying so.
         sequence_length: Consecutive transitions that a batch must hold; 1 for single transitions.
+        weight_decay: Adam's L2 penalty on the objective's own parameters; the encoder has none.
     """
 
-    def __init__(self, lr: float = 1e-3, encoder_lr_multiplier: float = 1.0, sequence_length: int = 1) -> None:
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        encoder_lr_multiplier: float = 1.0,
+        sequence_length: int = 1,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__()
         self.lr = lr
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.sequence_length = sequence_length
+        self.weight_decay = weight_decay
 
     def build(self, agent: SACModule) -> None:
         """Create networks whose shapes depend on the agent's. Called once, before optimizers are made."""

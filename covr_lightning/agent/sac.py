@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
+from covr_lightning.agent.checks import check_checkpoint, check_sizes
 from covr_lightning.agent.networks import ConvTrunk, GaussianActor, Projection, TwinQ
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
@@ -30,7 +31,7 @@ from covr_lightning.agent.views import OneView, Views
 from covr_lightning.counters import Counters
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
-from covr_lightning.evaluation import EpisodeResult, EpisodeReturns, play_episode
+from covr_lightning.evaluation import EpisodeResult, EpisodeStatistics, play_episode
 
 
 class SACModule(L.LightningModule):
@@ -90,12 +91,13 @@ class SACModule(L.LightningModule):
         super().__init__()
         if spec is None:
             raise ConfigError("SACModule needs the environment's shapes: SACModule(spec=env.spec).")
-        _check_sizes(locals())
+        check_sizes(locals())
         self.automatic_optimization = False
         self.spec = spec
         self.augmentation = augmentation or NoAugmentation()
         self.views = views or OneView()
         self.prior = prior or NoPrior()
+        self.latent = latent
         self.gamma = gamma
         self.lrs = {"critic": critic_lr, "actor": actor_lr, "alpha": alpha_lr}
         self.alpha_betas = alpha_betas
@@ -105,7 +107,7 @@ class SACModule(L.LightningModule):
         self.target_entropy = -float(spec.action_dim)
         self.seed = seed
         self.counters = Counters()
-        self.eval_return = EpisodeReturns()
+        self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
         self._generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
@@ -264,7 +266,7 @@ class SACModule(L.LightningModule):
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         result = play_episode(self.act, data.eval_env, int(seed), record=self.record_frames)
-        self.eval_return.update(torch.tensor(result.episode_return))
+        self.eval_episodes.update(result)
         return result
 
     test_step = validation_step  # type: ignore[assignment]
@@ -278,8 +280,8 @@ class SACModule(L.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
-        result = {f"{prefix}/{name}": value.float() for name, value in self.eval_return.compute().items()}
-        self.eval_return.reset()
+        result = {f"{prefix}/{name}": value.float() for name, value in self.eval_episodes.compute().items()}
+        self.eval_episodes.reset()
         self.log_dict({**result, "step": float(self.counters.env_steps)}, rank_zero_only=True)
 
     # -- optimizers, logging, state ------------------------------------------------------------------------------
@@ -295,7 +297,9 @@ class SACModule(L.LightningModule):
             Adam([self.log_alpha], lr=self.lrs["alpha"], betas=self.alpha_betas, fused=True),
         ]
         for objective in self._objectives():
-            groups: list[dict[str, Any]] = [{"params": [*objective.parameters()], "lr": objective.lr}]
+            groups: list[dict[str, Any]] = [
+                {"params": [*objective.parameters()], "lr": objective.lr, "weight_decay": objective.weight_decay}
+            ]
             if objective.encoder_lr_multiplier:
                 rate = objective.lr * objective.encoder_lr_multiplier
                 groups.append({"params": [*encoder, *self.critic_projection.parameters()], "lr": rate})
@@ -340,21 +344,7 @@ class SACModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task before anything is overwritten."""
-        spec = checkpoint.get("covr_spec")
-        if spec is None:
-            raise ConfigError("The file given as --ckpt_path is no checkpoint of this program (it names no task).")
-        if spec["task"] != self.spec.task:
-            raise ConfigError(
-                f"The checkpoint given as --ckpt_path is of task {spec['task']!r}, this run's task is "
-                f"{self.spec.task!r} (YAML key data.env.task)."
-            )
-        if spec != self.spec.as_dict():
-            different = {k: (v, self.spec.as_dict()[k]) for k, v in spec.items() if v != self.spec.as_dict()[k]}
-            raise ConfigError(
-                "The checkpoint given as --ckpt_path was made with other environment settings (YAML key data.env): "
-                + "; ".join(f"{k} was {a}, now is {b}" for k, (a, b) in different.items())
-                + "."
-            )
+        check_checkpoint(checkpoint.get("covr_spec"), self.spec)
         self._generator_state = checkpoint["covr_generator"]
         self._generator = None
         self._start_a_new_epoch(checkpoint)
@@ -388,15 +378,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move a target network towards its source: θ̄ ← (1 − τ) θ̄ + τ θ."""
     torch._foreach_lerp_([*target.parameters()], [*source.parameters()], tau)
-
-
-def _check_sizes(arguments: dict[str, Any]) -> None:
-    for name in ("filters", "latent", "hidden", "actor_every_grad_steps", "target_every_grad_steps"):
-        if arguments[name] < 1:
-            raise ConfigError(f"model.{name} is {arguments[name]}; it must be at least 1.")
-    for name in ("gamma", "critic_tau", "encoder_tau"):
-        if not 0 <= arguments[name] <= 1:
-            raise ConfigError(f"model.{name} is {arguments[name]}; it must lie in 0 to 1.")
-    for name in ("critic_lr", "actor_lr", "alpha_lr", "alpha_init"):
-        if arguments[name] <= 0:
-            raise ConfigError(f"model.{name} is {arguments[name]}; it must be above 0.")

@@ -122,6 +122,10 @@ class PixelEnv(EnvBase, ABC):
             The last frame (H, W, 3) uint8, the summed reward, terminated, truncated.
         """
 
+    def episode_metrics(self) -> dict[str, float]:
+        """What the environment measures of the running episode beside its return, by name; the same names always."""
+        return {}
+
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
             self.simulator_seed(int(seed))

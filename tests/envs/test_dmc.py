@@ -11,7 +11,7 @@ from torchrl.envs.utils import check_env_specs
 
 from covr_lightning.envs import ACTION_REPEAT, TASKS, DMControl, DMControlEnv
 from covr_lightning.errors import ConfigError
-from covr_lightning.evaluation import EpisodeReturns, play_episode
+from covr_lightning.evaluation import EpisodeResult, EpisodeStatistics, play_episode
 from covr_lightning.vlm import dmc_prompt
 
 
@@ -109,14 +109,16 @@ def test_play_episode_seeds_itself_and_records() -> None:
     assert play_episode(policy, e, seed=6).episode_return != first.episode_return
 
 
-def test_returns_metric_by_hand() -> None:
-    metric = EpisodeReturns()
-    for value in (1.0, 2.0, 6.0):
-        metric.update(torch.tensor(value))
+def test_episode_statistics_by_hand() -> None:
+    metric = EpisodeStatistics()
+    for value, distance in ((1.0, 10.0), (2.0, 10.0), (6.0, 40.0)):
+        metric.update(EpisodeResult(value, agent_steps=5, metrics={"distance": distance}))
     result = metric.compute()
-    # Mean 3; deviations −2, −1, 3: variance 14/3.
+    # Mean 3; deviations −2, −1, 3: variance 14/3. Mean 20; deviations −10, −10, 20: variance 200.
     assert float(result["return"]) == 3.0
     assert float(result["return_std"]) == pytest.approx((14 / 3) ** 0.5)
+    assert float(result["distance"]) == 20.0
+    assert float(result["distance_std"]) == pytest.approx(200**0.5)
     assert int(result["episodes"]) == 3
 
 

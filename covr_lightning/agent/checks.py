@@ -1,0 +1,54 @@
+"""What the SAC module refuses before it goes wrong: sizes out of range, and checkpoints of another environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from covr_lightning.envs.base import EnvSpec
+from covr_lightning.errors import ConfigError
+
+
+def check_sizes(arguments: dict[str, Any]) -> None:
+    """Check the numbers that the SAC module is built with.
+
+    Args:
+        arguments: The module's arguments by name.
+
+    Raises:
+        ConfigError: One lies outside its range; the message names its YAML key.
+    """
+    for name in ("filters", "latent", "hidden", "actor_every_grad_steps", "target_every_grad_steps"):
+        if arguments[name] < 1:
+            raise ConfigError(f"model.{name} is {arguments[name]}; it must be at least 1.")
+    for name in ("gamma", "critic_tau", "encoder_tau"):
+        if not 0 <= arguments[name] <= 1:
+            raise ConfigError(f"model.{name} is {arguments[name]}; it must lie in 0 to 1.")
+    for name in ("critic_lr", "actor_lr", "alpha_lr", "alpha_init"):
+        if arguments[name] <= 0:
+            raise ConfigError(f"model.{name} is {arguments[name]}; it must be above 0.")
+
+
+def check_checkpoint(saved: dict[str, Any] | None, spec: EnvSpec) -> None:
+    """Check that a checkpoint belongs to this run's environment.
+
+    Args:
+        saved: The environment's shapes as the checkpoint has them; None where it has none.
+        spec: This run's.
+
+    Raises:
+        ConfigError: They differ; the message names what.
+    """
+    if saved is None:
+        raise ConfigError("The file given as --ckpt_path is no checkpoint of this program (it names no task).")
+    if saved["task"] != spec.task:
+        raise ConfigError(
+            f"The checkpoint given as --ckpt_path is of task {saved['task']!r}, this run's task is "
+            f"{spec.task!r} (YAML key data.env.task)."
+        )
+    if saved != spec.as_dict():
+        different = {k: (v, spec.as_dict()[k]) for k, v in saved.items() if v != spec.as_dict()[k]}
+        raise ConfigError(
+            "The checkpoint given as --ckpt_path was made with other environment settings (YAML key data.env): "
+            + "; ".join(f"{k} was {a}, now is {b}" for k, (a, b) in different.items())
+            + "."
+        )
