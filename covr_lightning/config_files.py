@@ -6,7 +6,10 @@ import difflib
 import importlib.resources
 from pathlib import Path
 
+import yaml
+
 from covr_lightning.errors import ConfigError
+from covr_lightning.yaml_errors import check_syntax
 
 
 def bundled_configs() -> dict[str, Path]:
@@ -38,14 +41,38 @@ def resolve(name: str) -> Path:
     )
 
 
+def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """A config behind the configs it builds on (its top-level key ``base``: a name or a list of names), theirs first.
+
+    Args:
+        path: The config.
+        above: The configs that led here.
+
+    Raises:
+        ConfigError: A base is in no known place, or a config builds on itself.
+    """
+    check_syntax(path)
+    if path.resolve() in above:
+        raise ConfigError(f"The config {path} builds on itself (YAML key base): {' → '.join(p.name for p in above)}.")
+    content = yaml.safe_load(path.read_text()) or {}
+    base = content.get("base") if isinstance(content, dict) else None
+    names = [] if base is None else [base] if isinstance(base, str) else base
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"base is {base!r} in {path}; it can be the name of a config or a list of names.")
+    return [below for name in names for below in with_bases(resolve(name), (*above, path.resolve()))] + [path]
+
+
 def resolve_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Replace the value of every ``--config`` (``-c``) by the path it leads to.
+    """Replace the value of every ``--config`` (``-c``) by the path it leads to, behind the configs it builds on.
 
     Args:
         argv: Command line arguments.
 
     Returns:
         The arguments, and the stems of the configs named.
+
+    Raises:
+        ConfigError: A config is in no known place, or no YAML.
     """
     out: list[str] = []
     stems: list[str] = []
@@ -63,5 +90,6 @@ def resolve_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
             continue
         path = resolve(name)
         stems.append(path.stem)
-        out += ["--config", str(path)]
+        for each in with_bases(path):
+            out += ["--config", str(each)]
     return out, stems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.vlm import VLM
+from covr_lightning.yaml_errors import one_sentence
 
 
 class CovrCLI(LightningCLI):
@@ -31,9 +33,25 @@ class CovrCLI(LightningCLI):
         parser.add_class_arguments(VLM, "vlm")
         parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str | None, default=None, help="the run's name; by default the config's")
+        parser.add_argument("--base", type=str | list[str] | None, default=None, help="configs that a YAML builds on")
         parser.add_argument("--video", type=bool, default=False, help="write an mp4 of each evaluation's first episode")
         parser.link_arguments("vlm", "data.init_args.vlm", apply_on="instantiate")
         parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises what it finds wrong, instead of printing its usage and leaving."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line and its configs.
+
+        Raises:
+            ConfigError: A key or a value is wrong.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise ConfigError(one_sentence(str(error), self._parser(args[0]))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Give the Trainer the run's folder, loggers, checkpoints and callbacks, unless the YAML has its own."""
@@ -89,8 +107,10 @@ class _SaveConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
+            config = self.config.clone()
+            config.base = None  # what it builds on is in it now
             self.parser.save(
-                self.config, str(folder / self.config_filename), skip_none=False, overwrite=True, multifile=False
+                config, str(folder / self.config_filename), skip_none=False, overwrite=True, multifile=False
             )
 
 

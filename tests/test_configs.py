@@ -7,9 +7,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 
-from covr_lightning.agent import SACModule
-from covr_lightning.config_files import bundled_configs, resolve, resolve_arguments
+from covr_lightning.agent import DeepMDP, SACModule
+from covr_lightning.config_files import bundled_configs, resolve, resolve_arguments, with_bases
 from covr_lightning.data import ExperienceData
+from covr_lightning.envs import Road
 from covr_lightning.errors import ConfigError
 from covr_lightning.training import CovrCLI
 
@@ -58,6 +59,33 @@ def test_overrides_reach_the_objects(tmp_path: Path) -> None:
         16,
         "somewhere",
     )
+
+
+def test_a_config_builds_on_its_bases(tmp_path: Path) -> None:
+    cli = build("--config", "road_gp.yaml", "--runs_dir", str(tmp_path), "--model.prior.lam", "3")
+    env = cli.datamodule.env_factory
+    assert isinstance(env, Road)  # road_hw.yaml's instead of carla_hw.yaml's
+    assert env.scenario.name == "ghost_pedestrian"  # its own
+    assert (env.action_repeat, cli.datamodule.batch_size, cli.datamodule.warmup_agent_steps) == (4, 64, 1000)
+    model = cli.model
+    assert isinstance(model.objectives[0], DeepMDP)  # carla_hw.yaml's
+    assert (model.prior.lam, model.prior.after_rounds, model.alpha_betas) == (3, 2, (0.9, 0.999))
+    assert cli.datamodule.vlm.lora.targets == ".*text_model.*(q|k|v|o|gate|up|down)_proj|lm_head"
+    assert cli.config.fit.base == "road_hw.yaml"
+
+
+def test_bases_are_found_in_turn_and_never_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("base: [b.yaml, dmc_sac]\n")
+    (tmp_path / "b.yaml").write_text("base: c\n")
+    (tmp_path / "c.yaml").write_text("runs_dir: x\n")
+    assert [p.name for p in with_bases(Path("a.yaml"))] == ["c.yaml", "b.yaml", "dmc_sac.yaml", "a.yaml"]
+    (tmp_path / "c.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"builds on itself .*a\.yaml → b\.yaml → c\.yaml"):
+        with_bases(Path("a.yaml"))
+    (tmp_path / "c.yaml").write_text("base: {x: 1}\n")
+    with pytest.raises(ConfigError, match="list of names"):
+        with_bases(Path("c.yaml"))
 
 
 def test_names_resolve_here_first_then_among_the_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

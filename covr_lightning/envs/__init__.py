@@ -1,6 +1,21 @@
 """What the agent acts in."""
 
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
+from covr_lightning.envs.carracing import CarRacing, CarRacingEnv
 from covr_lightning.envs.dmc import ACTION_REPEAT, TASKS, DMControl, DMControlEnv
+from covr_lightning.envs.driving import Carla, DrivingEnv, Road
 
-__all__ = ["ACTION_REPEAT", "TASKS", "DMControl", "DMControlEnv", "EnvFactory", "EnvSpec", "PixelEnv"]
+__all__ = [
+    "ACTION_REPEAT",
+    "TASKS",
+    "CarRacing",
+    "CarRacingEnv",
+    "Carla",
+    "DMControl",
+    "DMControlEnv",
+    "DrivingEnv",
+    "EnvFactory",
+    "EnvSpec",
+    "PixelEnv",
+    "Road",
+]

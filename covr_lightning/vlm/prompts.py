@@ -1,4 +1,4 @@
-"""What the VLM is told: one prompt per dm_control task.
+"""What the VLM is told: one prompt per dm_control task; those of the driving tasks are in `driving_prompts`.
 
 Each prompt says what the picture shows, what each action dimension does and its range, and the exact answer format.
 The texts are short because a prompt's length decides the cost of labelling; they serve a general VLM as well.
@@ -121,6 +121,24 @@ def dmc_tasks() -> tuple[str, ...]:
     return tuple(_DMC_TASKS)
 
 
+def prompt_for(task: str) -> Prompt:
+    """The prompt that comes with a task of any environment.
+
+    Args:
+        task: the environment's `spec.task`.
+
+    Raises:
+        ConfigError: if the task has no prompt; the message names the nearest ones.
+    """
+    from covr_lightning.vlm.driving_prompts import DRIVING_PROMPTS  # it needs this module's Prompt
+
+    if task in DRIVING_PROMPTS:
+        return DRIVING_PROMPTS[task]()
+    if task in _DMC_TASKS:
+        return dmc_prompt(task)
+    raise _no_prompt(task, (*_DMC_TASKS, *DRIVING_PROMPTS))
+
+
 def dmc_prompt(task: str) -> Prompt:
     """The prompt of one dm_control task.
 
@@ -131,8 +149,12 @@ def dmc_prompt(task: str) -> Prompt:
         ConfigError: if the task has no prompt; the message names the nearest ones.
     """
     if task not in _DMC_TASKS:
-        nearest = difflib.get_close_matches(task, _DMC_TASKS, n=3, cutoff=0.4)
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-        raise ConfigError(f"no prompt for task {task!r}: valid tasks are {', '.join(_DMC_TASKS)}{hint}")
+        raise _no_prompt(task, tuple(_DMC_TASKS))
     shows, goal, action, names = _DMC_TASKS[task]
     return Prompt(DMC_SYSTEM, user_text(shows, f"{goal} {action}", names), names)
+
+
+def _no_prompt(task: str, tasks: tuple[str, ...]) -> ConfigError:
+    nearest = difflib.get_close_matches(task, tasks, n=3, cutoff=0.4)
+    hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    return ConfigError(f"no prompt for task {task!r}: valid tasks are {', '.join(tasks)}{hint} (YAML key vlm.prompt)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.inputs import VLMInputs
 from covr_lightning.vlm.loading import load_vlm
-from covr_lightning.vlm.prompts import Prompt, dmc_prompt
+from covr_lightning.vlm.prompts import Prompt, prompt_for
 
 #: Table 9's target modules outside CARLA, by the ends of their names.
 LORA_TARGETS = (
@@ -52,6 +53,8 @@ class VLM:
         lora: Adapter settings; the adapter is made by the first fine-tune round.
         prompt: What the VLM is told; by default the prompt that comes with the task.
         dtype: Type of the base weights, e.g. ``"bfloat16"``; float32 by default.
+        adapter: Folder of an adapter to begin with (a round's ``rounds/round_NNN_adapter``), e.g. one that was trained
+            on another scenario; `lora` must be what it was trained with.
     """
 
     def __init__(
@@ -60,11 +63,13 @@ class VLM:
         lora: LoRA | None = None,
         prompt: Prompt | None = None,
         dtype: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.path = path
         self.lora = lora or LoRA()
         self.prompt = prompt
         self.dtype = dtype
+        self.adapter = adapter
         #: Fine-tune round of the weights that answer; 0 is the base model.
         self.round = 0
         self.model: Any = None
@@ -83,7 +88,7 @@ class VLM:
         """
         if self.model is not None:
             return
-        prompt = self.prompt or dmc_prompt(spec.task)
+        prompt = self.prompt or prompt_for(spec.task)
         if prompt.action_size != spec.action_dim:
             raise ConfigError(
                 f"The prompt asks for {prompt.action_size} action values ({', '.join(prompt.action_names)}), but "
@@ -93,6 +98,28 @@ class VLM:
         self.model.requires_grad_(False)
         self.inputs = VLMInputs(processor, prompt)
         self.codec = ActionText(spec.action_low, spec.action_high)
+        if self.adapter is not None:
+            self._begin_with(Path(self.adapter))
+
+    def _begin_with(self, folder: Path) -> None:
+        settings = folder / "adapter_config.json"
+        if not settings.is_file() or not (folder / "adapter_model.safetensors").is_file():
+            raise ConfigError(
+                f"vlm.adapter is {str(folder)!r}, where no adapter is (adapter_config.json, adapter_model.safetensors)."
+            )
+        trained = json.loads(settings.read_text())
+        if (trained["r"], trained["lora_alpha"]) != (self.lora.rank, self.lora.alpha):
+            raise ConfigError(
+                f"The adapter {str(folder)!r} (YAML key vlm.adapter) has rank {trained['r']} and α "
+                f"{trained['lora_alpha']}, but vlm.lora has {self.lora.rank} and {self.lora.alpha}."
+            )
+        try:
+            self.load_adapter(folder, round_=0)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"The adapter {str(folder)!r} (YAML key vlm.adapter) does not fit the VLM at {self.path!r} with "
+                "vlm.lora.targets."
+            ) from error
 
     def to(self, device: torch.device) -> None:
         """Move the model."""

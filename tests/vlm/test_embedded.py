@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from covr_lightning.vlm.embedded import Recipe, evaluate_embedded_vlm, train_embedded_vlm
-from covr_lightning.vlm.embedded.frames import load_physics, render_frames
+from covr_lightning.vlm.embedded.frames import render_frames
 from covr_lightning.vlm.embedded.scenes import embedded_scenes
+from covr_lightning.vlm.embedded.suite_scenes import SuiteStage
 from covr_lightning.vlm.loading import embedded_folder
 
 OPEN_WITHOUT_THE_PACKAGE = """
@@ -80,30 +81,50 @@ def test_recipe_runs_and_is_deterministic(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", embedded_scenes())
 def test_readings_are_pure_functions_within_bounds(name: str) -> None:
     scene = embedded_scenes()[name]
-    physics = load_physics(scene, full_quality=False)
+    stage = scene.open(full_quality=False)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        scene.place(physics, rng)
-        physics.forward()
-        state = physics.get_state()
-        readings = scene.read(physics)
+        stage.place(rng)
+        state = stage.physics.get_state() if isinstance(stage, SuiteStage) else None
+        readings = stage.read()
         assert readings.shape == (len(scene.readings),)
         assert np.abs(readings).max() <= 1.0
-        np.testing.assert_array_equal(scene.read(physics), readings)
-        np.testing.assert_array_equal(physics.get_state(), state)
-        assert not physics.data.ctrl.any()
-    physics.free()
+        np.testing.assert_array_equal(stage.read(), readings)
+        if isinstance(stage, SuiteStage):
+            np.testing.assert_array_equal(stage.physics.get_state(), state)
+            assert not stage.physics.data.ctrl.any()
+    stage.close()
 
 
 def test_readings_by_hand() -> None:
-    scene = embedded_scenes()["cartpole"]
-    physics = load_physics(scene, full_quality=False)
-    physics.named.data.qpos["slider"] = 0.85
-    physics.named.data.qpos["hinge_1"] = np.pi / 2
-    physics.forward()
+    stage = embedded_scenes()["cartpole"].open(full_quality=False)
+    assert isinstance(stage, SuiteStage)
+    stage.physics.named.data.qpos["slider"] = 0.85
+    stage.physics.named.data.qpos["hinge_1"] = np.pi / 2
+    stage.physics.forward()
     # 0.85 / 1.7 = 0.5; sin 90 degrees = 1; cos = 0; 90 of 180 degrees from upright lies in the middle: 0.
-    np.testing.assert_allclose(scene.read(physics), [0.5, 1.0, 0.0, 0.0], atol=1e-6)
-    physics.free()
+    np.testing.assert_allclose(stage.read(), [0.5, 1.0, 0.0, 0.0], atol=1e-6)
+    stage.close()
+
+
+def test_road_readings_by_hand() -> None:
+    # What the drawn placement says must be what the road's own projection says of the poses that are shown.
+    stage = embedded_scenes()["highway"].open(full_quality=False)
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        stage.place(rng)
+        ego, vehicles, _, _ = stage._placement
+        s, d = stage._scene.track.project(ego.x, ego.y)
+        lane = int(d // 3.5)
+        offset, error, gap, number, _ = stage.read()
+        assert offset * 1.7 == pytest.approx(d - (lane + 0.5) * 3.5, abs=1e-3)
+        assert error * 0.3 == pytest.approx(stage._scene.track.heading(s) - ego.heading, abs=1e-6)
+        assert number == pytest.approx(2 * lane / 3 - 1, abs=1e-6)
+        # Bumper to bumper: two half cars of 4.6 m lie between the middles.
+        ahead = [stage._scene.track.project(p.x, p.y) for _, p in vehicles]
+        gaps = [other_s - s - 4.6 for other_s, other_d in ahead if other_s > s and int(other_d // 3.5) == lane]
+        assert (gap + 1) * 30 == pytest.approx(min([*gaps, 60.0]), abs=1e-3)
+    stage.close()
 
 
 def test_frames_depend_on_the_seed_alone() -> None:

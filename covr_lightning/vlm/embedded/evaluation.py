@@ -15,10 +15,10 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.embedded.frames import RENDER_SIZES, render_native_frames
 from covr_lightning.vlm.embedded.questions import reading_question
-from covr_lightning.vlm.embedded.scenes import Scene, embedded_scenes
+from covr_lightning.vlm.embedded.scenes import Scene, embedded_scenes, scene_of
 from covr_lightning.vlm.inputs import VLMInputs
 from covr_lightning.vlm.loading import embedded_folder, load_vlm
-from covr_lightning.vlm.prompts import Prompt, dmc_prompt, dmc_tasks
+from covr_lightning.vlm.prompts import Prompt, dmc_tasks, prompt_for
 
 REPORT_FILE = "report.json"
 HELD_OUT_SEED = 1_000_003
@@ -108,7 +108,7 @@ def evaluate_scene(
 
 def unparsable_rate(model: Any, processor: Any, task: str, scene: Scene, count: int, seed: int) -> float:
     """Share of answers to a task's prompt that do not parse to the task's number of values."""
-    prompt = dmc_prompt(task)
+    prompt = prompt_for(task)
     pixels, _ = render_native_frames(scene, count, seed, RENDER_SIZES[1], full_quality=False)
     texts = greedy_answers(model, processor, prompt, torch.from_numpy(pixels))
     codec = unit_codec(prompt.action_size)
@@ -147,8 +147,8 @@ def evaluate_embedded_vlm(
     }
     ratios = [result["ratio"] for result in results.values()]
     tasks = {
-        task: unparsable_rate(model, processor, task, _scene_of(task, scenes), frames_per_task, seed + 1000)
-        for task in dmc_tasks()
+        task: unparsable_rate(model, processor, task, scene_of(task, scenes), frames_per_task, seed + 1000)
+        for task in (*dmc_tasks(), "highway", "ghost-pedestrian")
         if frames_per_task
     }
     return {
@@ -158,10 +158,6 @@ def evaluate_embedded_vlm(
         "task_prompts_unparsable_rate": tasks,
         "evaluation_seed": seed,
     }
-
-
-def _scene_of(task: str, scenes: dict[str, Scene]) -> Scene:
-    return scenes[task.split("-")[0]]
 
 
 def _stored_medians(folder: Path) -> dict[str, Sequence[float]]:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from covr_lightning.rendering import choose_backend
-from covr_lightning.vlm.embedded.scenes import Physics, Scene
+from covr_lightning.vlm.embedded.scenes import Scene
 
 IMAGE_SIZE = 128
 RENDER_SIZES = (64, 84, 100, 128)
 FULL_QUALITY_SHARE = 0.2
-PLAIN_FLAGS = {"shadow": False, "reflection": False}
 
 
 @dataclass(frozen=True)
@@ -36,33 +34,6 @@ def resize_frame(frame: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(frame.transpose(2, 0, 1))
 
 
-def load_physics(scene: Scene, full_quality: bool) -> Physics:
-    """Opens a scene's simulator.
-
-    Args:
-        scene: what to open.
-        full_quality: keep dm_control's multisampling; without it the first render is set up for none.
-    """
-    choose_backend()
-    from dm_control import suite
-
-    environment = suite.load(scene.domain, scene.task, task_kwargs={"random": 0})
-    if not full_quality:
-        environment.physics.model.vis.quality.offsamples = 0
-    environment.reset()
-    return environment.physics
-
-
-def render_random(
-    scene: Scene, physics: Physics, rng: np.random.Generator, size: int, full_quality: bool
-) -> np.ndarray:
-    """Places the scene at random and renders camera 0 as (size, size, 3) uint8; the state stays for reading."""
-    scene.place(physics, rng)
-    physics.forward()
-    flags = None if full_quality else PLAIN_FLAGS
-    return physics.render(height=size, width=size, camera_id=0, render_flag_overrides=flags)
-
-
 def render_frames(
     scene: Scene,
     count: int,
@@ -77,8 +48,7 @@ def render_frames(
         count: number of frames.
         seed: fixes placements, sizes and qualities.
         sizes: square render sizes in pixels, drawn uniformly.
-        full_quality_share: share of frames with shadows, reflections and multisampling (dm_control's default
-            pixels); the rest is rendered without them.
+        full_quality_share: share of frames in the costlier look (see `Scene.open`).
     """
     rng = np.random.default_rng(seed)
     full_count = round(count * full_quality_share)
@@ -87,12 +57,13 @@ def render_frames(
     for full_quality, start, stop in ((True, 0, full_count), (False, full_count, count)):
         if start == stop:
             continue
-        physics = load_physics(scene, full_quality)
+        stage = scene.open(full_quality)
         for index in range(start, stop):
-            frame = render_random(scene, physics, rng, int(rng.choice(sizes)), full_quality)
-            pixels[index] = resize_frame(frame)
-            readings[index] = scene.read(physics)
-        physics.free()
+            size = int(rng.choice(sizes))
+            stage.place(rng)
+            pixels[index] = resize_frame(stage.picture(size))
+            readings[index] = stage.read()
+        stage.close()
     return Frames(pixels, readings)
 
 
@@ -105,11 +76,12 @@ def render_native_frames(
         Frames (N, 3, size, size) uint8 and readings (N, R) float32.
     """
     rng = np.random.default_rng(seed)
-    physics = load_physics(scene, full_quality)
+    stage = scene.open(full_quality)
     pixels = np.empty((count, 3, size, size), dtype=np.uint8)
     readings = np.empty((count, len(scene.readings)), dtype=np.float32)
     for index in range(count):
-        pixels[index] = render_random(scene, physics, rng, size, full_quality).transpose(2, 0, 1)
-        readings[index] = scene.read(physics)
-    physics.free()
+        stage.place(rng)
+        pixels[index] = stage.picture(size).transpose(2, 0, 1)
+        readings[index] = stage.read()
+    stage.close()
     return pixels, readings

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.random import Generator
 
 from covr_lightning.vlm.action_text import answer_format
+from covr_lightning.vlm.driving_prompts import DRIVING_PROMPTS
 from covr_lightning.vlm.embedded.scenes import Scene
-from covr_lightning.vlm.prompts import DMC_SYSTEM, Prompt, dmc_prompt, dmc_tasks, user_text
+from covr_lightning.vlm.prompts import Prompt, dmc_tasks, prompt_for, user_text
 
 MAX_READINGS = 8
 MAX_MADE_UP_NAMES = 12
@@ -28,7 +29,7 @@ FORM_MADE_UP_SHARE = 0.5
 FORM_SINGLE_SHARE = 0.2
 FORM_COMMA_SHARE = 0.15
 FILLER_SHARE = 0.4
-SYSTEMS = (DMC_SYSTEM, "You read values off one picture.")
+READING_SYSTEM = "You read values off one picture."
 INSTRUCTIONS = ("Read these values.", "Read off the picture.", "Give the values by name.", "What are the values?")
 
 
@@ -50,11 +51,11 @@ class Question:
 
 def training_corpus(scenes: dict[str, Scene]) -> list[str]:
     """All texts whose words the tokenizer shall hold as single tokens."""
-    prompts = [dmc_prompt(task) for task in dmc_tasks()]
+    prompts = [prompt_for(task) for task in (*dmc_tasks(), *DRIVING_PROMPTS)]
     texts = [text for prompt in prompts for text in (prompt.system, prompt.user)]
     for scene in scenes.values():
         texts.append(user_text(scene.caption, " ".join(INSTRUCTIONS), tuple(scene.readings)))
-    return [*texts, *SYSTEMS]
+    return [*texts, READING_SYSTEM]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def reading_question(scene: Scene, columns: Sequence[int], instruction: str = IN
     """Asks for some of a scene's readings by name."""
     names = list(scene.readings)
     asked = tuple(names[column] for column in columns)
-    return Question(Prompt(SYSTEMS[1], user_text(scene.caption, instruction, asked), asked), tuple(columns))
+    return Question(Prompt(READING_SYSTEM, user_text(scene.caption, instruction, asked), asked), tuple(columns))
 
 
 def random_question(scene: Scene, words: Words, rng: Generator, style: Style) -> Question:
@@ -118,7 +119,7 @@ def random_question(scene: Scene, words: Words, rng: Generator, style: Style) ->
         instruction = filler.capitalize() + "."
     else:
         instruction = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
-    system = SYSTEMS[int(rng.integers(len(SYSTEMS)))]
+    system = (scene.system, READING_SYSTEM)[int(rng.integers(2))]
     return Question(Prompt(system, user_text(scene.caption, instruction, names), names), columns)
 
 

@@ -1,6 +1,6 @@
 """Trains the embedded VLM from nothing, in four steps: render, see, answer, polish.
 
-1. Render random placements of eight dm_control scenes with what the simulator knows about them.
+1. Render random placements of eight dm_control scenes and two of the built-in road, with what the simulators know.
 2. Train the vision tower by direct regression (`vision.py`).
 3. Freeze the tower and train the language side on questions about named readings (`language.py`).
 4. Train everything together for a short while at a small rate.
@@ -42,7 +42,7 @@ class Recipe:
     """All numbers of the recipe; the defaults made the shipped weights.
 
     Attributes:
-        frames_per_scene: training frames of each of the eight scenes.
+        frames_per_scene: training frames of each scene.
         held_out_per_scene: frames per scene in the report.
         held_out_per_task: frames per task prompt in the report.
         vision_steps: optimizer steps of the tower.
@@ -222,9 +222,9 @@ def folder_readme(report: dict[str, Any]) -> str:
     return (
         "# Embedded tiny VLM\n\n"
         f"An Idefics3 of {report['parameters'] / 1e6:.1f} M parameters (float16) that covr_lightning trains by its own "
-        "recipe so that the method runs without a model hub. It reads positions, angles and distances off dm_control "
-        "frames and answers as `action:[0.02, -0.98]`. It saw no task's action, reward or control, and it is no "
-        "stand-in for a real VLM: it knows nothing but these scenes.\n\n"
+        "recipe so that the method runs without a model hub. It reads positions, angles and distances off frames of "
+        "dm_control and of the built-in road and answers as `action:[0.02, -0.98]`. It saw no task's action, reward or "
+        "control, and it is no stand-in for a real VLM: it knows nothing but these scenes.\n\n"
         "Greedy answers on held-out frames beside a constant predictor (the training frames' median per reading):\n\n"
         f"{report_table(report)}\n\n"
         f"Seed {report['seed']}; {report['wall_minutes']:.0f} minutes wall, {report['cpu_minutes']:.0f} minutes CPU. "

@@ -1,0 +1,318 @@
+"""One CARLA server in synchronous mode, and everything this process changes there."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from covr_lightning.envs.driving.carla.client import answers, check_versions, import_carla
+from covr_lightning.envs.driving.carla.server import CarlaServer
+from covr_lightning.envs.driving.carla.traffic import TrafficDriver
+from covr_lightning.envs.driving.scenario import Scenario
+from covr_lightning.envs.driving.simulator import SimulatorLost
+from covr_lightning.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+#: Loading a town takes minutes on a slow disk, and the server answers nothing meanwhile.
+LOAD_SECONDS = 180.0
+#: Waits between attempts to reconnect double from one second up to this.
+LONGEST_WAIT_SECONDS = 30.0
+TAG = "covr"
+_numbers = itertools.count(1)
+
+
+class CarlaConnection:
+    """A server that plays one scenario's town.
+
+    Actors spawned through it carry a role name of this process, so that none is forgotten: not after Ctrl-C, and not
+    those of a process that was killed (the next one to connect removes them). Settings are put back when it closes.
+
+    Args:
+        scenario: Its town is loaded if the server shows another one.
+        host: Where the server listens.
+        port: Where the server listens.
+        timeout_seconds: Of every call.
+        tm_port: Port of the traffic manager; by default a free one.
+        server: The server, if it is ours: then it is restarted when it dies, and ended on closing.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        host: str = "127.0.0.1",
+        port: int = 2000,
+        timeout_seconds: float = 20.0,
+        tm_port: int | None = None,
+        server: CarlaServer | None = None,
+    ) -> None:
+        self.carla = import_carla()
+        self.scenario = scenario
+        self.host, self.port = host, port
+        self.timeout_seconds = timeout_seconds
+        self.tm_port = tm_port
+        self.server = server
+        self.tag = f"{TAG}-{os.getpid()}-{next(_numbers)}"
+        self.alive = False
+        #: Who plays on it now; see :meth:`lend`.
+        self.tenant: object | None = None
+        self._evict: Callable[[], None] = lambda: None
+        self._users = 0
+        self._settings: Any = None
+        self._traffic: TrafficDriver | None = None
+        self.client: Any = None
+        self.world: Any = None
+        self.map: Any = None
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{self.port}"
+
+    # Coming and going -------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect for the first time.
+
+        Raises:
+            ConfigError: No server answers within the timeout, or it cannot play the scenario.
+        """
+        self._users += 1
+        if self.alive:
+            return
+        atexit.register(self._shut)
+        try:
+            if self.server and not self.server.running:
+                self.server.start()
+            deadline = time.monotonic() + self.timeout_seconds
+            while not answers(self.host, self.port):
+                if time.monotonic() > deadline:
+                    raise SimulatorLost("nothing listens there")
+                time.sleep(0.2)
+            self._connect()
+        except SimulatorLost as error:
+            self.close()
+            raise ConfigError(self._nobody_there()) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _nobody_there(self) -> str:
+        config = "road_gp.yaml" if "pedestrian" in self.scenario.task else "road_hw.yaml"
+        return (
+            f"No CARLA server answered at {self.address} within {self.timeout_seconds:g} s (data.env.host, "
+            f"data.env.port): start one with `CarlaUE4.sh -RenderOffScreen -carla-rpc-port={self.port}`, or train "
+            f"without one with `covr fit --config {config}`."
+        )
+
+    def reopen(self, attempts: int) -> Iterator[None]:
+        """Connect again, and again with growing waits: one item per attempt that connected.
+
+        Args:
+            attempts: How often at most.
+
+        Raises:
+            ConfigError: After the last attempt.
+        """
+        for attempt in range(attempts + 1):
+            try:
+                if not self.alive:
+                    self.abandon()
+                    if self.server and not self.server.running:
+                        self.server.start()
+                    self._connect()
+            except SimulatorLost as error:
+                logger.warning("No connection to CARLA at %s: %s.", self.address, error)
+            else:
+                yield
+            if attempt < attempts:
+                time.sleep(min(2.0**attempt, LONGEST_WAIT_SECONDS))
+        raise ConfigError(
+            f"The CARLA server at {self.address} did not come back after {attempts} attempts (data.env.reconnects): "
+            "start it again, and go on from the newest checkpoint."
+        )
+
+    def _connect(self) -> None:
+        if not answers(self.host, self.port):
+            raise SimulatorLost("nothing listens there")
+        client = self.carla.Client(self.host, self.port)
+        client.set_timeout(self.timeout_seconds)
+        with self.guard():
+            check_versions(client)
+            world = client.get_world()
+            world = self._load_town(client, world)
+            settings = world.get_settings()
+            self._settings = _copied(self.carla, settings)
+            settings.synchronous_mode = True
+            settings.fixed_delta_seconds = self.scenario.tick_seconds
+            settings.max_substep_delta_time = 0.01
+            settings.max_substeps = max(10, round(self.scenario.tick_seconds / 0.01))
+            self.client, self.world, self.map = client, world, world.get_map()
+            self.alive = True
+            world.apply_settings(settings)
+            self._remove_leftovers()
+
+    def _load_town(self, client: Any, world: Any) -> Any:
+        town = self.scenario.carla.map
+        if _town(world.get_map().name) in (town, f"{town}_Opt"):
+            return world
+        names = {_town(name) for name in client.get_available_maps()}
+        if town not in names:
+            raise ConfigError(
+                f"The CARLA server at {self.address} has no map {town}, which the scenario {self.scenario.name} needs; "
+                f"it has {', '.join(sorted(names))}."
+            )
+        logger.info("Loading %s …", town)
+        client.set_timeout(max(LOAD_SECONDS, self.timeout_seconds))
+        try:
+            return client.load_world(town)
+        finally:
+            client.set_timeout(self.timeout_seconds)
+
+    def _remove_leftovers(self) -> None:
+        """Actors of earlier processes of ours are removed; those of a living one stop us."""
+        self.tick_bare()
+        mine, leftovers = f"{TAG}-{os.getpid()}-", []
+        for actor in self.world.get_actors():
+            role = actor.attributes.get("role_name", "")
+            if role.startswith(f"{TAG}-") and not role.startswith(mine):
+                pid = int(role.split("-")[1])
+                if self.host in ("127.0.0.1", "localhost") and _lives(pid):
+                    raise ConfigError(
+                        f"Process {pid} drives on the CARLA server at {self.address} already; two cannot share one: "
+                        "start a second server and give its port (data.env.port)."
+                    )
+                leftovers.append(actor.id)
+            elif role.startswith(self.tag):
+                leftovers.append(actor.id)
+        self.destroy(leftovers)
+
+    def abandon(self) -> None:
+        """Let go of a server that is lost. Nothing is asked of it any more."""
+        self.alive = False
+        self._end_traffic()
+        self.client = self.world = self.map = None
+
+    def close(self) -> None:
+        """One user fewer; the last one leaves the server as it was. Safe to call too often."""
+        self._users -= 1
+        if self._users <= 0:
+            self._shut()
+
+    def _shut(self) -> None:
+        self._users = 0
+        atexit.unregister(self._shut)
+        self._evict()
+        self._evict, self.tenant = (lambda: None), None
+        self._end_traffic()
+        if self.alive:
+            with suppress(RuntimeError):
+                self.tick_bare()  # shows those that a broken-off start left behind
+                self.destroy([a.id for a in self.world.get_actors() if a.attributes.get("role_name") == self.tag])
+                self.world.apply_settings(self._settings)
+        self.abandon()
+        if self.server:
+            self.server.stop()
+
+    def lend(self, tenant: object, evict: Callable[[], None]) -> None:
+        """Give the world to one simulator; whoever had it is sent away.
+
+        Args:
+            tenant: The new one.
+            evict: Called when it has to go.
+        """
+        if self.tenant is not tenant:
+            self._evict()
+        self.tenant, self._evict = tenant, evict
+
+    # Calls ------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Whatever the client's library throws inside means that the server is lost."""
+        if self.server and not self.server.running:
+            self.alive = False
+            raise SimulatorLost("the server's process has ended")
+        try:
+            yield
+        except SimulatorLost:
+            self.alive = False
+            raise
+        except RuntimeError as error:
+            self.alive = False
+            raise SimulatorLost(str(error)) from error
+
+    def send(self, commands: list[Any]) -> None:
+        """Have commands carried out before the next tick."""
+        if commands:
+            self.client.apply_batch_sync(commands, False)
+
+    def tick_bare(self) -> int:
+        """Tick without the traffic manager."""
+        return int(self.world.tick(self.timeout_seconds))
+
+    def tick(self) -> int:
+        """Tick; the traffic manager, if it drives anybody, decides what they do next.
+
+        Returns:
+            The frame.
+        """
+        return self._traffic.tick() if self._traffic else self.tick_bare()
+
+    def drive(self, speeds: Mapping[int, float], seed: int, lane_changes: bool) -> None:
+        """Have the traffic manager drive these vehicles; see :meth:`TrafficDriver.drive`."""
+        if not speeds:
+            return
+        if self._traffic is None:
+            self._traffic = TrafficDriver(self.host, self.port, self.tm_port, self.timeout_seconds)
+        self._traffic.drive(speeds, seed, lane_changes)
+
+    def rest(self) -> None:
+        """The traffic manager lets go of its vehicles."""
+        if self._traffic:
+            self._traffic.rest()
+
+    def destroy(self, actors: Iterable[int]) -> None:
+        """Destroy actors by id, and tick so that the client knows."""
+        commands = [self.carla.command.DestroyActor(actor) for actor in actors]
+        if commands:
+            self.send(commands)
+            self.tick_bare()
+
+    def _end_traffic(self) -> None:
+        traffic, self._traffic = self._traffic, None
+        if traffic:
+            traffic.close()
+
+
+def _copied(carla: Any, settings: Any) -> Any:
+    """Settings to put back: the server's own, but never a synchronous mode that waits for somebody who is gone."""
+    copy = carla.WorldSettings()
+    for name in ("no_rendering_mode", "substepping", "max_substep_delta_time", "max_substeps", "max_culling_distance"):
+        setattr(copy, name, getattr(settings, name))
+    copy.deterministic_ragdolls = settings.deterministic_ragdolls
+    copy.synchronous_mode = False
+    # Unset, some releases hand back an arbitrary tiny number.
+    seconds = settings.fixed_delta_seconds
+    copy.fixed_delta_seconds = seconds if seconds and seconds > 1e-4 and not settings.synchronous_mode else None
+    return copy
+
+
+def _town(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

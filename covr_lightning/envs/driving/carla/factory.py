@@ -1,0 +1,111 @@
+"""CARLA as it is named in a YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from covr_lightning.envs.driving.carla.connection import CarlaConnection
+from covr_lightning.envs.driving.carla.server import CarlaServer
+from covr_lightning.envs.driving.carla.simulator import CarlaSimulator
+from covr_lightning.envs.driving.env import DrivingFactory, RepeatDistance, RepeatReward
+from covr_lightning.envs.driving.simulator import DrivingSimulator
+from covr_lightning.errors import ConfigError
+
+
+class Carla(DrivingFactory):
+    """A driving scenario on CARLA 0.9.16.
+
+    Training and evaluation are two environments, and two clients in synchronous mode on one server would tick each
+    other. So which server an environment gets depends on what is set:
+
+    - `carla_root`: each environment starts a server of its own there, on free ports, and ends it on closing.
+    - `port` is a list: each environment takes the next port; the servers run already, say two for training and
+      evaluation.
+    - `port` is one number: all environments of this process share that server. An evaluation that begins in the middle
+      of a training episode takes the server over, and that episode is cut off (truncated, not terminated).
+
+    Args:
+        scenario: Name of a shipped scenario, or path of a YAML file.
+        action_repeat: Simulator ticks (environment steps) per agent step.
+        frame_stack: Frames in one observation.
+        repeat_reward: See :class:`DrivingFactory`.
+        repeat_distance: See :class:`DrivingFactory`.
+        host: Where the servers listen.
+        port: Where a server listens, or a list with one port per environment.
+        carla_root: Folder of a CARLA installation (the one with ``CarlaUE4.sh``), to start servers from it.
+        timeout_seconds: How long the server may take to answer before it counts as lost.
+        reconnects: How often a reset tries to get a lost server back, with waits of 1, 2, 4 … up to 30 s; a server of
+            our own is restarted.
+        tm_port: Port of the traffic manager; by default a free one from 6000 above the server's port. Only for a single
+            server.
+
+    Raises:
+        ConfigError: These settings exclude each other.
+    """
+
+    def __init__(
+        self,
+        scenario: str = "highway",
+        action_repeat: int = 4,
+        frame_stack: int = 3,
+        repeat_reward: RepeatReward = "sum",
+        repeat_distance: RepeatDistance = "integrated",
+        host: str = "127.0.0.1",
+        port: int | list[int] = 2000,
+        carla_root: str | Path | None = None,
+        timeout_seconds: float = 20.0,
+        reconnects: int = 5,
+        tm_port: int | None = None,
+    ) -> None:
+        super().__init__(scenario, action_repeat, frame_stack, repeat_reward, repeat_distance)
+        if tm_port is not None and (carla_root is not None or isinstance(port, list)):
+            raise ConfigError(
+                f"data.env.tm_port is {tm_port}, but there are several servers (data.env.carla_root, or a list as "
+                "data.env.port): leave it null, and each gets a free port."
+            )
+        if timeout_seconds <= 0 or reconnects < 0:
+            raise ConfigError(
+                f"data.env.timeout_seconds is {timeout_seconds} and data.env.reconnects is {reconnects}: the first "
+                "must be above 0, the second at least 0."
+            )
+        self.host = host
+        self.port = port
+        self.carla_root = carla_root
+        self.timeout_seconds = timeout_seconds
+        self.reconnects = reconnects
+        self.tm_port = tm_port
+        self._shared: CarlaConnection | None = None
+        self._lent: dict[int, CarlaSimulator] = {}
+
+    def simulator(self, seed: int) -> DrivingSimulator:
+        """Connect to the server that is this environment's; see the class.
+
+        Args:
+            seed: Of starts, traffic, pedestrians and looks.
+
+        Raises:
+            ConfigError: No server answers, or none is left for this environment.
+        """
+        if self.carla_root is not None:
+            server = CarlaServer(self.carla_root)
+            return CarlaSimulator(self._connection(server.port, server), seed, self.reconnects)
+        if isinstance(self.port, list):
+            port = self._next_port(self.port)
+            self._lent[port] = CarlaSimulator(self._connection(port), seed, self.reconnects)
+            return self._lent[port]
+        if self._shared is None:
+            self._shared = self._connection(self.port)
+        return CarlaSimulator(self._shared, seed, self.reconnects)
+
+    def _connection(self, port: int, server: CarlaServer | None = None) -> CarlaConnection:
+        host = server.host if server else self.host
+        return CarlaConnection(self.scenario, host, port, self.timeout_seconds, self.tm_port, server)
+
+    def _next_port(self, ports: list[int]) -> int:
+        for port in ports:
+            if port not in self._lent or self._lent[port].closed:
+                return port
+        raise ConfigError(
+            f"data.env.port lists {len(ports)} servers ({', '.join(map(str, ports))}), but there are more "
+            "environments: give one port each for training and evaluation, or a single number to share one server."
+        )

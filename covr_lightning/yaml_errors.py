@@ -1,0 +1,226 @@
+"""Wrong keys and values, from a YAML or the command line, in one sentence each.
+
+jsonargparse tells what is wrong as a tree of indented lines: the keys on the way down, and a branch for each type that
+it tried. Types are tried in the order of the annotation, so the first leaf of the tree is what the user meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pydoc
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from covr_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+#: Arguments that the command line fills in itself (the links in training.py).
+FILLED_IN = ("spec", "vlm")
+#: Packages that export the classes a YAML may name.
+PACKAGES = ("agent", "callbacks", "data", "envs", "finetune", "vlm")
+
+_KEY = re.compile(r'Parser key "(.+)":')
+_SUBTYPES = re.compile(r"Subtypes: (.+)")
+_CLASS = re.compile(r"Problem with given class_path '(.+)':")
+_GIVEN = re.compile(r"Given value: (.*)")
+_BETWEEN = re.compile(r"|Does not validate against any of the Union subtypes|Errors:|Expected a path but .*")
+# The leaves.
+_NOT_OF_THE_PARSER = re.compile(r"Subcommand '.+' does not accept option '(.+)'|unrecognized arguments: --([\w.]+).*")
+_NOT_OF_THE_CLASS = re.compile(r"Option '(.+)' is not accepted")
+_MISSING = re.compile(r"the following arguments are required: (.+)")
+_VALUE = re.compile(r"Expected an? (.+)\. Got value: (.*)")
+_TYPE = re.compile(r"Expected an? (<class '.+'>|typing\..+|tuple with .+)")
+_NO_CLASS = re.compile(r"module '.*' has no attribute .*|No module named .*")
+_NO_CLASS_PATH = re.compile(r"Expected a dot import path string: (.*)")
+_OTHER_CLASS = re.compile(r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)")
+_NO_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: .*)?")
+
+
+def check_syntax(path: Path) -> None:
+    """Check that a config is YAML and has keys.
+
+    Raises:
+        ConfigError: It is not; the message names file and line.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"The config {path} is no YAML{where}: {error.problem}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config {path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"The config {path} has no keys; a config has keys such as data, model, trainer and vlm.")
+
+
+def one_sentence(message: str, parser: ArgumentParser) -> str:
+    """What is wrong, in one sentence.
+
+    Args:
+        message: jsonargparse's.
+        parser: The subcommand's parser, for its keys.
+
+    Returns:
+        The sentence, or the message as it is where its shape is unknown.
+    """
+    lines = [line.strip().removeprefix("- ") for line in message.strip().splitlines()]
+    keys: list[str] = []
+    owner, expected = "", ""  # the class whose argument the last key is, and what jsonargparse says it should be
+    for number, line in enumerate(lines):
+        key = ".".join(keys)
+        if found := _KEY.fullmatch(line):
+            keys.append(found[1])
+            expected = _annotation(owner, found[1])
+        elif found := _SUBTYPES.fullmatch(line):
+            expected = found[1]
+        elif found := _CLASS.fullmatch(line):
+            owner = found[1]
+        elif found := _NOT_OF_THE_PARSER.fullmatch(line):
+            return _no_key_of_the_parser(found[1] or found[2], parser)
+        elif found := _NOT_OF_THE_CLASS.fullmatch(line):
+            return _no_key_of_the_class(key, found[1], owner)
+        elif found := _MISSING.fullmatch(line):
+            return f"{key} lacks what {_last(owner)} needs: {found[1]}."
+        elif found := _VALUE.fullmatch(line):
+            return _wrong_value(key, found[2], [found[1]], expected)
+        elif _TYPE.fullmatch(line):
+            kinds, value = _branches(lines[number:])
+            return _wrong_value(key, value, kinds, expected)
+        elif _NO_CLASS.fullmatch(line):
+            return _no_class(key, owner, expected)
+        elif found := _NO_CLASS_PATH.fullmatch(line):
+            return _no_class(key, found[1], expected)
+        elif found := _OTHER_CLASS.fullmatch(line):
+            given = found[1] or _branches(lines[number:])[1]
+            return f"{key} is {_quoted(given)}, which is no {found[2]}; this package has {_list(found[2])}."
+        elif found := _NO_SUBCLASS.fullmatch(line):
+            return f"{key} needs the class_path of a kind of {found[1]}; this package has {_list(found[1])}."
+        elif keys and not _BETWEEN.fullmatch(line):
+            return f"{key}: {line}."
+    return message.strip()
+
+
+def _no_key_of_the_parser(key: str, parser: ArgumentParser) -> str:
+    """For keys outside `model` and `data`, which the parser knows without any class, e.g. trainer.devicess."""
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
+    group: list[str] = []
+    for part in key.split("."):
+        prefix = "".join(f"{name}." for name in group)
+        names = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
+        if part not in names:
+            hint, keys = _did_you_mean(part, names), ", ".join(names)
+            if not group:
+                return f"{part} is no key{hint}; the keys are {keys}."
+            return f"{prefix}{part} is no key of {'.'.join(group)}{hint}; its keys are {keys}."
+        group.append(part)
+    return f"{key} is no key that can be set."
+
+
+def _no_key_of_the_class(key: str, option: str, owner: str) -> str:
+    names = _arguments(owner)
+    first = option.split(".")[0]
+    wrong = option if first in names else first
+    hint = _did_you_mean(wrong, names)
+    return f"{key}.{wrong} is no key of {_last(owner)}{hint}; its keys are {', '.join(names)}."
+
+
+def _wrong_value(key: str, value: str, kinds: Sequence[str], expected: str) -> str:
+    phrases = list(dict.fromkeys(_phrase(kind) for kind in kinds))
+    must = " or ".join(phrases)
+    if re.match(r"(tuple|list|Sequence)\[", expected) and not phrases[0].startswith(("a list", "a tuple")):
+        return f"{key} holds {_quoted(value)}; each of its elements must be {must}."
+    return f"{key} is {_quoted(value)}; it must be {must}."
+
+
+def _no_class(key: str, given: str, expected: str) -> str:
+    """For a class path that leads nowhere, or for something else where a class is wanted."""
+    for path in re.findall(r"\w+(?:\.\w+)+", expected):
+        if dataclasses.is_dataclass(pydoc.locate(path)):
+            return f"{key} is {_quoted(given)}; it must have keys of {_last(path)}: {', '.join(_arguments(path))}."
+    by_name = {_last(path): path for path in _classes(expected)}
+    if not by_name:
+        return f"{key} is {_quoted(given)}, which is no class; it must be a full path, such as package.module.Class."
+    near = difflib.get_close_matches(_last(given), by_name, n=1, cutoff=0.5)
+    hint = f" (did you mean {by_name[near[0]]}?)" if near else ""
+    return f"{key} is {_quoted(given)}, which is no class{hint}; this package has {', '.join(by_name.values())}."
+
+
+def _branches(lines: Iterable[str]) -> tuple[list[str], str]:
+    """The types that were tried for one value, and the value, which stands below them."""
+    kinds: list[str] = []
+    for line in lines:
+        if found := _GIVEN.fullmatch(line):
+            return kinds, found[1]
+        if found := _TYPE.fullmatch(line):
+            kinds.append(found[1])
+    return kinds, ""
+
+
+def _classes(expected: str) -> list[str]:
+    """Paths of the exported, concrete classes that are one of the types named in a text such as an annotation."""
+    wanted = set(re.findall(r"\w+", expected)) - {"object"}
+    paths = []
+    for package in PACKAGES:
+        module = importlib.import_module(f"covr_lightning.{package}")
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not inspect.isclass(thing) or inspect.isabstract(thing):
+                continue
+            if wanted & {base.__name__ for base in thing.__mro__}:
+                paths.append(f"{module.__name__}.{name}")
+    return paths
+
+
+def _list(expected: str) -> str:
+    return ", ".join(_classes(expected)) or "none"
+
+
+def _arguments(path: str) -> list[str]:
+    """The keys that a class has in a YAML."""
+    return [name for name in _signature(path) if name not in FILLED_IN]
+
+
+def _annotation(path: str, argument: str) -> str:
+    parameter = _signature(path).get(argument)
+    return "" if parameter is None else str(parameter.annotation)
+
+
+def _signature(path: str) -> Mapping[str, inspect.Parameter]:
+    thing = pydoc.locate(path) if path else None
+    return inspect.signature(thing).parameters if callable(thing) else {}
+
+
+def _did_you_mean(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _last(path: str) -> str:
+    return path.split(".")[-1]
+
+
+def _phrase(kind: str) -> str:
+    """A type as jsonargparse writes it, in words."""
+    if kind.startswith("typing.Literal["):
+        return kind.removeprefix("typing.Literal[").removesuffix("]").replace(", ", " or ")
+    name = _last(kind.removeprefix("<class '").removesuffix("'>")) if kind.startswith("<class") else kind
+    if name == "NoneType":
+        return "null"
+    name = {"Sequence": "list"}.get(name, name)
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _quoted(value: str) -> str:
+    """A value as one would write it: words in quotes, numbers and lists without."""
+    plain = re.fullmatch(r"-?[\d.]+(e-?\d+)?|[\[{(].*|True|False", value)
+    return "null" if value == "None" else value if plain else repr(value)

@@ -1,0 +1,281 @@
+"""The built-in road as an environment: deterministic, honest about contact, and readable."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs.utils import check_env_specs
+
+from covr_lightning.envs.driving import DrivingEnv, Road
+from covr_lightning.envs.driving.drivers import LaneKeepingDriver, RandomDriver
+from covr_lightning.envs.driving.road.bodies import CAR
+from covr_lightning.envs.driving.road.simulator import RoadSimulator
+from covr_lightning.envs.driving.road.track import Pose
+from covr_lightning.envs.driving.road.traffic import Vehicle, advance_vehicles
+from covr_lightning.envs.driving.scenario import load_scenario
+from covr_lightning.envs.driving.simulator import SimulatorLost, Tick
+from covr_lightning.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def highway() -> DrivingEnv:
+    return Road("highway").make(0)
+
+
+@pytest.fixture(scope="module")
+def street() -> DrivingEnv:
+    return Road("ghost_pedestrian").make(0)
+
+
+def simulator(env: DrivingEnv) -> RoadSimulator:
+    assert isinstance(env.simulator, RoadSimulator)
+    return env.simulator
+
+
+def step(env: DrivingEnv, *action: float) -> TensorDict:
+    return env.step(TensorDict({"action": torch.tensor(action)}))["next"]
+
+
+def test_specs(highway: DrivingEnv) -> None:
+    check_env_specs(highway)
+    state = highway.reset()
+    assert state["pixels"].shape == (9, 128, 128)
+    assert state["pixels"].dtype == torch.uint8
+    assert highway.env_spec.task == "highway"
+    assert (highway.env_spec.action_dim, highway.env_spec.action_repeat) == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["highway", "ghost_pedestrian", "highway_b"])
+def test_the_seed_decides_everything(name: str) -> None:
+    def play(seed: int) -> list:
+        env = Road(name).make(seed)
+        rng = np.random.default_rng(5)
+        out = [env.reset()["pixels"]]
+        for _ in range(15):
+            state = step(env, *rng.uniform((-0.2, 0.2), (0.2, 1.0)))
+            out += [state["pixels"], state["reward"]]
+        env.close()
+        return out
+
+    first, again, other = play(3), play(3), play(4)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_seeding_again_starts_again(highway: DrivingEnv) -> None:
+    highway.set_seed(7)
+    first = highway.reset()["pixels"]
+    assert not torch.equal(highway.reset()["pixels"], first)
+    highway.set_seed(7)
+    assert torch.equal(highway.reset()["pixels"], first)
+
+
+class Scripted(RoadSimulator):
+    """A simulator that hands out prepared ticks."""
+
+    def __init__(self, ticks: list[Tick | Exception]) -> None:
+        self.scenario = load_scenario("ghost_pedestrian")
+        self.ticks = list(ticks)
+
+    def seed(self, seed: int) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+    def tick(self, steer: float, throttle: float) -> Tick:
+        tick = self.ticks.pop(0)
+        if isinstance(tick, Exception):
+            raise tick
+        return tick
+
+    def frame(self) -> np.ndarray:
+        return np.zeros((128, 128, 3), np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+TICKS = [Tick(4.0, 4.0), Tick(6.0, 6.0, collision=100.0), Tick(8.0, 8.0, lane_invasions=1), Tick(2.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("reward", "distance", "expected_reward", "expected_distance"),
+    [
+        # v·dt: 0.2 + 0.3 + 0.4 + 0.1 = 1.0; − 1e-3·100 − 1e-2·1 − 4 · 0.1·0.5 = −0.31.
+        ("sum", "integrated", 0.69, 1.0),
+        # As the authors' earlier code: 0.69 / 4, and the last tick's 2 m/s · 0.05 s alone.
+        ("mean", "last", 0.1725, 0.1),
+    ],
+)
+def test_reward_and_distance_over_the_repeats(
+    reward: str, distance: str, expected_reward: float, expected_distance: float
+) -> None:
+    factory = Road("ghost_pedestrian", repeat_reward=reward, repeat_distance=distance)  # type: ignore[arg-type]
+    env = DrivingEnv(factory.spec, Scripted(TICKS), 0, factory.repeat_reward, factory.repeat_distance)
+    env.reset()
+    assert float(step(env, 0.5, 0.0)["reward"]) == pytest.approx(expected_reward)
+    assert env.episode_metrics() == pytest.approx(
+        {"distance": expected_distance, "collision": 100.0, "lane_invasions": 1.0}
+    )
+
+
+def test_a_lost_simulator_cuts_the_episode() -> None:
+    env = DrivingEnv(Road("ghost_pedestrian").spec, Scripted([TICKS[0], SimulatorLost("gone")]), 0)
+    env.reset()
+    state = step(env, 0.0, 0.0)
+    assert bool(state["truncated"])
+    assert not bool(state["terminated"])
+    assert float(state["reward"]) == pytest.approx(0.2)  # the tick that was done: 4 m/s · 0.05 s
+    assert env.lost_episodes == 1
+
+
+def test_an_end_stops_the_repeats() -> None:
+    env = DrivingEnv(Road("ghost_pedestrian").spec, Scripted([TICKS[0], Tick(4, 4, off_road=True)]), 0)
+    env.reset()
+    state = step(env, 0.0, 0.0)
+    assert bool(state["terminated"])
+    assert env.progress.env_steps == 2
+
+
+def test_running_into_a_parked_van_stops_the_car(street: DrivingEnv) -> None:
+    street.reset()
+    sim = simulator(street)
+    van = next(v for v in sim.vehicles if v.wanted == 0)
+    x, y, heading = sim.track.pose(van.s - van.kind.length / 2 - CAR.length / 2 - 0.1, van.d)
+    sim.ego, sim.speed = Pose(x, y, heading), 6.0
+    tick = sim.tick(0.0, 0.0)
+    # 1800 · 2500 / 4300 kg times a little less than 6 m/s.
+    assert tick.collision == pytest.approx(1800 * 2500 / 4300 * 6.0, rel=0.02)
+    assert sim.speed == 0.0
+    assert sim.tick(0.0, 0.0).collision == 0.0  # stands beside it, touching no more
+    for _ in range(15):  # closes the last centimetres
+        sim.tick(0.0, 1.0)
+    pushes = [sim.tick(0.0, 1.0).collision for _ in range(20)]
+    # Every tick now, by the 4 · 0.05 m/s that it gains in one.
+    assert pushes == pytest.approx([1800 * 2500 / 4300 * 0.2] * 20)
+
+
+def test_a_hit_pedestrian_stays_and_the_episode_ends(street: DrivingEnv) -> None:
+    street.set_seed(0)
+    street.reset()
+    ended = ""
+    for _ in range(100):
+        state = step(street, 0.0, 1.0)
+        if bool(state["done"]):
+            ended = street.progress.ended
+            break
+    assert ended == "collision"
+    assert any(p.hit for p in simulator(street).pedestrians)
+    # From 60 m on, at the first of the three places.
+    assert 45 < street.episode_metrics()["distance"] < 62
+
+
+def test_pedestrians_wait_until_the_car_is_near(street: DrivingEnv) -> None:
+    street.reset()
+    sim = simulator(street)
+    first, second, _ = sim.pedestrians
+    place = first.crossing.s
+    sim.ego, sim.speed = sim.track.pose(place - 60, 2.0), 8.0
+    sim.tick(0.0, 0.0)
+    assert not first.walking
+    sim.ego, sim.speed = sim.track.pose(place - 9, 2.0), 8.0
+    sim.tick(0.0, 0.0)
+    assert first.walking
+    assert not second.walking
+    while first.walking:
+        first.advance(0.0, 0.0, 0.05)
+    assert first.d == first.crossing.end_d
+
+
+def test_lane_markings_are_counted_once(highway: DrivingEnv) -> None:
+    highway.reset()
+    sim = simulator(highway)
+    sim.vehicles = []
+    start = sim.track.pose(300.0, 1.75)  # middle of lane 1, on the straight
+    sim.ego, sim.speed = start._replace(heading=start.heading - 0.3), 8.0
+    crossings = sum(sim.tick(0.0, 0.064).lane_invasions for _ in range(30))
+    # To the right over the marking at 3.5 m: four corners, each in a tick of its own at this angle.
+    end = sim.track.project(sim.ego.x, sim.ego.y)[1]
+    assert 3.5 + 1.5 < end < 7 - 1.5
+    assert crossings == 4
+
+
+def test_leaving_the_road_ends_it(highway: DrivingEnv) -> None:
+    highway.reset()
+    sim = simulator(highway)
+    sim.vehicles = []
+    sim.ego = sim.track.pose(300.0, 4 * 3.5 + 3.4)
+    assert not sim.tick(0.0, 0.0).off_road
+    sim.ego = sim.track.pose(300.0, 4 * 3.5 + 3.6)
+    assert sim.tick(0.0, 0.0).off_road
+
+
+def test_traffic_keeps_its_distance() -> None:
+    scenario = load_scenario("highway")
+    fast, slow = Vehicle(100.0, 1.75, 10.0, 10.0, CAR, 1.75), Vehicle(130.0, 1.75, 3.0, 3.0, CAR, 1.75)
+    parked_ego = (400.0, 1.75, 0.0)
+    least = math.inf
+    for _ in range(3000):
+        advance_vehicles([fast, slow], parked_ego, scenario, 0.05)
+        least = min(least, slow.s - fast.s - CAR.length)
+    assert least > 1.0
+    assert slow.s < 400 - CAR.length  # the slow one stops behind the driven car
+    assert fast.speed < 0.1
+
+
+def test_traffic_may_change_lanes_when_the_scenario_says_so() -> None:
+    from dataclasses import replace
+
+    scenario = load_scenario("highway")
+    scenario = replace(scenario, traffic=replace(scenario.traffic, lane_changes=True))
+    fast, slow = Vehicle(100.0, 1.75, 10.0, 10.0, CAR, 1.75), Vehicle(130.0, 1.75, 3.0, 3.0, CAR, 1.75)
+    for _ in range(600):
+        advance_vehicles([fast, slow], (0.0, 12.0, 0.0), scenario, 0.05)
+    assert fast.d == 1.75 + 3.5
+    assert fast.s > slow.s
+
+
+def test_pictures_differ_in_the_rain_and_show_the_sky(highway: DrivingEnv) -> None:
+    day = simulator(highway)
+    day.seed(1)
+    day.reset()
+    rain = simulator(Road("highway_b").make(1))
+    rain.seed(1)
+    rain.reset()
+    a, b = day.frame().astype(float), rain.frame().astype(float)
+    assert day.ego == rain.ego
+    assert a[:30].mean() > b[:30].mean() + 20  # a darker sky
+    assert a[100:].mean() > b[100:].mean() + 10  # a wet road
+
+
+def drive_episode(env: DrivingEnv, driver: LaneKeepingDriver | RandomDriver, seed: int) -> tuple[float, float, str]:
+    env.simulator_seed(seed)
+    env.simulator_reset()
+    total = 0.0
+    while not env.progress.ended:
+        _, reward, _, _ = env.simulator_step(np.array(driver.action(env.simulator.view())))
+        total += reward
+    return total, env.episode_metrics()["distance"], env.progress.ended
+
+
+@pytest.mark.parametrize("name", ["highway", "ghost_pedestrian"])
+def test_the_reward_tells_good_drivers_from_bad(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = Road(name).make(0)
+    monkeypatch.setattr(env.simulator, "frame", lambda: np.zeros((128, 128, 3), np.uint8))
+    good = [drive_episode(env, LaneKeepingDriver(), seed) for seed in range(3)]
+    bad = [drive_episode(env, RandomDriver(seed), seed) for seed in range(3)]
+    assert all(ended == "time" for _, _, ended in good)
+    assert min(reward for reward, _, _ in good) > 250
+    assert max(reward for reward, _, _ in bad) < 50
+
+
+def test_wrong_settings() -> None:
+    with pytest.raises(ConfigError, match=r"data\.env\.action_repeat is 0"):
+        Road(action_repeat=0)
+    with pytest.raises(ConfigError, match=r"data\.env\.scenario"):
+        Road("motorway")
