@@ -37,6 +37,8 @@ class CovrProgressBar(TQDMProgressBar):
             shown["eval"] = f"{float(trainer.callback_metrics['eval/return']):.0f}"
         shown["λ"] = f"{pl_module.prior.weight(counters):g}"  # type: ignore[union-attr, operator]
         shown["round"] = counters.rounds
+        if data.lost_episodes:
+            shown["lost"] = data.lost_episodes
         return shown
 
     def init_train_tqdm(self) -> Any:

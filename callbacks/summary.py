@@ -52,6 +52,7 @@ class RunSummary(L.Callback):
             "grad_steps": data.counters.grad_steps,
             "curve": self.curve,
             "replay_bytes_per_transition": replay_bytes,
+            "lost_episodes": data.lost_episodes,
             "labels_asked": data.labels.asked if data.labels is not None else 0,
             "labels_unparsable": data.labels.unparsable if data.labels is not None else 0,
             "rounds": [r.as_dict() for r in rounds],
@@ -64,6 +65,8 @@ class RunSummary(L.Callback):
         if asked:
             console.print(f"Labels: {asked} frames asked, {summary['labels_unparsable'] / asked:.1%} unparsable.")
         console.print(f"Replay: {replay_bytes:.0f} bytes per transition.")
+        if data.lost_episodes:
+            console.print(f"Episodes cut because the simulator was lost: {data.lost_episodes}.")
         if self.curve:
             plot_curve(self.curve, rounds, folder / "curve.png", data.spec.task)
             for name in ("curve.png", "curve.csv", "summary.json"):

@@ -33,16 +33,32 @@ class EpisodeResult:
     frames: list[Tensor] = field(default_factory=list)
 
 
-@torch.no_grad()
+#: How often an evaluation episode is played again because its simulator was lost.
+REPLAYS = 3
+
+
 def play_episode(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: bool = False) -> EpisodeResult:
-    """Play one episode with a deterministic policy.
+    """Play one episode with a deterministic policy; one that its simulator cut is played again.
 
     Args:
         policy: ``policy(pixels (1, C, H, W) uint8, deterministic=True)`` → actions (1, A).
         env: The environment; seeded and reset here.
         seed: The episode's seed.
         record: Keep the frames.
+
+    Raises:
+        RuntimeError: The simulator was lost again and again.
     """
+    for _ in range(1 + REPLAYS):
+        lost = env.lost_episodes
+        result = _play(policy, env, seed, record)
+        if env.lost_episodes == lost:
+            return result
+    raise RuntimeError(f"The simulator was lost in {1 + REPLAYS} evaluation episodes in a row.")
+
+
+@torch.no_grad()
+def _play(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: bool) -> EpisodeResult:
     env.simulator_seed(seed)
     state = env.reset()
     frames = [state["pixels"][-3:].clone()] if record else []

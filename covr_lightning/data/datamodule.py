@@ -113,6 +113,7 @@ class ExperienceData(L.LightningDataModule):
         self.labels: LabelQueue | None = None
         self.episode_return = 0.0
         self.last_training_return: float | None = None
+        self._env: PixelEnv | None = None
         self._eval_env: PixelEnv | None = None
         self._collector: Collector | None = None
         self._restored: dict[str, Any] | None = None
@@ -154,8 +155,9 @@ class ExperienceData(L.LightningDataModule):
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
             self.label_every_agent_steps, self.seed,
         )  # fmt: skip
+        self._env = self.env_factory.make(self.seed)
         self._collector = Collector(
-            self.env_factory.make(self.seed),
+            self._env,
             self.policy,
             frames_per_batch=1,
             total_frames=-1,
@@ -182,6 +184,11 @@ class ExperienceData(L.LightningDataModule):
         if self._eval_env is None:
             self._eval_env = self.env_factory.make(self.seed + EVAL_SEED_OFFSET)
         return self._eval_env
+
+    @property
+    def lost_episodes(self) -> int:
+        """Episodes, of training and evaluation, that were cut because a simulator died or hung."""
+        return sum(env.lost_episodes for env in (self._env, self._eval_env) if env is not None)
 
     # -- loaders -------------------------------------------------------------------------------------------------
 

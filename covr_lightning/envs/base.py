@@ -84,6 +84,9 @@ class PixelEnv(EnvBase, ABC):
     repeat inside, so that only the last frame of an agent step is rendered.
     """
 
+    #: Episodes that were cut because the simulator died or hung.
+    lost_episodes: int = 0
+
     def __init__(self, spec: EnvSpec, seed: int) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([]))
         self.env_spec = spec

@@ -104,8 +104,6 @@ class DrivingEnv(PixelEnv):
         self.repeat_reward = repeat_reward
         self.repeat_distance = repeat_distance
         self.progress = Progress()
-        #: Episodes that were cut because the simulator died or hung.
-        self.lost_episodes = 0
         self._distance = self._collision = 0.0
         self._lane_invasions = 0
         self._frame = np.zeros((spec.frame_height, spec.frame_width, 3), np.uint8)

@@ -19,6 +19,7 @@ from covr_lightning.envs.driving.road.traffic import Vehicle, advance_vehicles
 from covr_lightning.envs.driving.scenario import load_scenario
 from covr_lightning.envs.driving.simulator import SimulatorLost, Tick
 from covr_lightning.errors import ConfigError
+from covr_lightning.evaluation import play_episode
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,25 @@ def test_a_lost_simulator_cuts_the_episode() -> None:
     assert not bool(state["terminated"])
     assert float(state["reward"]) == pytest.approx(0.2)  # the tick that was done: 4 m/s · 0.05 s
     assert env.lost_episodes == 1
+
+
+def test_a_lost_evaluation_episode_is_played_again() -> None:
+    class Still(DrivingEnv):
+        def simulator_reset(self) -> np.ndarray:
+            self.resets = getattr(self, "resets", 0) + 1
+            return super().simulator_reset()
+
+    def policy(pixels: torch.Tensor, deterministic: bool) -> torch.Tensor:
+        return torch.zeros(1, 2)
+
+    end = Tick(4, 4, end_of_road=True)
+    env = Still(Road("ghost_pedestrian").spec, Scripted([TICKS[0], SimulatorLost("gone"), end]), 0)
+    result = play_episode(policy, env, seed=1)
+    assert (env.resets, env.lost_episodes, result.agent_steps) == (2, 1, 1)
+    assert result.episode_return == pytest.approx(0.2)
+    env = Still(Road("ghost_pedestrian").spec, Scripted([SimulatorLost("gone")] * 9), 0)
+    with pytest.raises(RuntimeError, match="4 evaluation episodes"):
+        play_episode(policy, env, seed=1)
 
 
 def test_an_end_stops_the_repeats() -> None:
