@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from covr_lightning.envs import TASKS, DMControl
+from covr_lightning.envs import TASKS, DMControl, Road
 from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.prompts import prompt_for
 from covr_lightning.vlm.vlm import VLM, LoRA
 
 
@@ -51,3 +52,46 @@ def test_targets_by_regular_expression_and_wrong_targets(untrained_vlm: Path) ->
     wrong.load(DMControl().spec)
     with pytest.raises(ConfigError, match=r"vlm\.lora\.targets is \['no_such_proj'\]"):
         wrong.add_adapter()
+
+
+def test_begins_with_an_adapter_of_another_run(untrained_vlm: Path, tmp_path: Path) -> None:
+    lora = LoRA(rank=2, alpha=4, targets=["q_proj"])
+    trained = VLM(str(untrained_vlm), lora)
+    trained.load(Road("highway").spec)
+    trained.add_adapter()
+    with torch.no_grad():
+        for name, parameter in trained.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    trained.save_adapter(tmp_path / "adapter")
+
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    begun, untouched = VLM(str(untrained_vlm), lora, adapter=str(tmp_path / "adapter")), VLM(str(untrained_vlm), lora)
+    for vlm in (begun, untouched):
+        vlm.load(Road("highway_a").spec)
+    assert begun.round == 0
+    logits = [v.model(**v.inputs.prompt_batch(images)).logits for v in (trained, begun, untouched)]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+
+    for wrong, message in (
+        (
+            VLM(str(untrained_vlm), LoRA(rank=3, alpha=4, targets=["q_proj"]), adapter=str(tmp_path / "adapter")),
+            "rank 2",
+        ),
+        (VLM(str(untrained_vlm), lora, adapter=str(tmp_path)), "no adapter is"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            wrong.load(Road("highway").spec)
+
+
+@pytest.mark.parametrize("task", ["highway", "ghost_pedestrian"])
+def test_driving_prompts_say_what_the_paper_s_say(task: str) -> None:
+    prompt = prompt_for(Road(task).spec.task)
+    assert prompt.action_size == 2
+    assert "CARLA" in prompt.system
+    assert "front camera" in prompt.system
+    assert "[-1, 1]" in prompt.system
+    assert prompt.user.endswith("action:[steer, throttle]")
+    assert ("throttle should be above 0.5" in prompt.user) == (task == "highway")
+    assert ("Pedestrians may suddenly cross" in prompt.user) == (task == "ghost_pedestrian")
