@@ -319,6 +319,6 @@ def _as_is(item: TensorDictBase) -> TensorDictBase:
     return item
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
+def _at_least_one(name: str, value: int | None) -> None:
+    if value is None or value < 1:
         raise ConfigError(f"data.{name} is {value}; it must be at least 1.")

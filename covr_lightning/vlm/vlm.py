@@ -16,6 +16,7 @@ from torch import Tensor
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
+from covr_lightning.vlm.decoding import greedy_answers
 from covr_lightning.vlm.inputs import VLMInputs
 from covr_lightning.vlm.loading import load_vlm
 from covr_lightning.vlm.prompts import Prompt, prompt_for
@@ -127,19 +128,13 @@ class VLM:
         if self.model is not None:
             self.model.to(device)
 
-    @torch.inference_mode()
     def answer(self, frames: Tensor) -> list[str]:
         """The VLM's words, greedily decoded.
 
         Args:
             frames: (B, 3, H, W) uint8.
         """
-        batch = {name: value.to(self._device) for name, value in self.inputs.prompt_batch(frames).items()}
-        tokens = self.model.generate(
-            **batch, max_new_tokens=self.inputs.answer_length(self.codec), do_sample=False, num_beams=1
-        )
-        new = tokens[:, batch["input_ids"].shape[1] :]
-        return self.inputs.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return greedy_answers(self.model, self.inputs, self.codec, frames, self._device)
 
     def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The VLM's actions a_v.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
+from covr_lightning.vlm.decoding import greedy_answers
 from covr_lightning.vlm.embedded.frames import RENDER_SIZES, render_native_frames
 from covr_lightning.vlm.embedded.questions import reading_question
 from covr_lightning.vlm.embedded.scenes import Scene, embedded_scenes, scene_of
@@ -25,8 +26,7 @@ HELD_OUT_SEED = 1_000_003
 RENDERINGS = tuple((size, full_quality) for full_quality in (False, True) for size in RENDER_SIZES)
 
 
-@torch.no_grad()
-def greedy_answers(model: Any, processor: Any, prompt: Prompt, frames: Tensor, batch_size: int = 64) -> list[str]:
+def ask(model: Any, processor: Any, prompt: Prompt, frames: Tensor, batch_size: int = 64) -> list[str]:
     """The model's greedy texts for one prompt.
 
     Args:
@@ -36,15 +36,8 @@ def greedy_answers(model: Any, processor: Any, prompt: Prompt, frames: Tensor, b
         frames: (N, 3, H, W) uint8.
         batch_size: frames per call.
     """
-    inputs = VLMInputs(processor, prompt)
-    codec = unit_codec(prompt.action_size)
-    texts: list[str] = []
-    for chunk in frames.split(batch_size):
-        batch = inputs.prompt_batch(chunk)
-        output = model.generate(**batch, max_new_tokens=inputs.answer_length(codec), do_sample=False)
-        answers = output[:, batch["input_ids"].shape[1] :]
-        texts += processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return texts
+    inputs, codec = VLMInputs(processor, prompt), unit_codec(prompt.action_size)
+    return [text for chunk in frames.split(batch_size) for text in greedy_answers(model, inputs, codec, chunk)]
 
 
 def unit_codec(size: int) -> ActionText:
@@ -80,7 +73,7 @@ def evaluate_scene(
         order = rng.permutation(len(scene.readings))
         question = reading_question(scene, [int(column) for column in order])
         codec = unit_codec(len(order))
-        texts = greedy_answers(model, processor, question.prompt, torch.from_numpy(pixels))
+        texts = ask(model, processor, question.prompt, torch.from_numpy(pixels))
         for text, truth in zip(texts, readings, strict=True):
             answer, valid = codec.decode(text)
             unparsable += not valid
@@ -110,7 +103,7 @@ def unparsable_rate(model: Any, processor: Any, task: str, scene: Scene, count: 
     """Share of answers to a task's prompt that do not parse to the task's number of values."""
     prompt = prompt_for(task)
     pixels, _ = render_native_frames(scene, count, seed, RENDER_SIZES[1], full_quality=False)
-    texts = greedy_answers(model, processor, prompt, torch.from_numpy(pixels))
+    texts = ask(model, processor, prompt, torch.from_numpy(pixels))
     codec = unit_codec(prompt.action_size)
     return sum(not codec.decode(text)[1] for text in texts) / count
 

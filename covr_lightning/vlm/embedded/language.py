@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from covr_lightning.vlm.embedded.frames import Frames
 from covr_lightning.vlm.embedded.model import IMAGE_TOKENS, TEXT_WIDTH, VALUE_COUNT, value_texts
 from covr_lightning.vlm.embedded.questions import Question, Style, random_question, vocabulary_words
 from covr_lightning.vlm.embedded.scenes import Scene
+from covr_lightning.vlm.embedded.shards import SHARDS, sharded
 from covr_lightning.vlm.embedded.vision import cosine_rate, image_tokens
 from covr_lightning.vlm.inputs import chat_messages
 
@@ -207,30 +209,41 @@ def train_language(
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
     mean_loss, mean_error = 0.0, torch.zeros(2)
-    for step in range(1, steps + 1):
-        optimizer.param_groups[0]["lr"] = cosine_rate(step, steps, peak_rate, warmup=50)
-        kinds = rng.integers(len(scenes), size=batch_size)
-        rows = [int(rng.integers(len(frames[kind].readings))) for kind in kinds]
-        questions = [random_question(scenes[kind], words, rng, style) for kind in kinds]
-        answers = [frames[kind].readings[row] for kind, row in zip(kinds, rows, strict=True)]
-        if tokens is None:
-            pixels = np.stack([frames[kind].pixels[row] for kind, row in zip(kinds, rows, strict=True)])
-            pictures = image_tokens(model, torch.from_numpy(pixels))
-        else:
-            pictures = torch.stack([tokens[kind][row] for kind, row in zip(kinds, rows, strict=True)])
-        loss, error = task.loss(task.batch(questions, answers, rng), pictures)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        mean_loss, mean_error = mean_loss + loss.item(), mean_error + error
-        if step % 100 == 0 or step == steps:
-            count = step % 100 or 100
-            at_names, at_answers = (mean_error / count).tolist()
-            log(
-                f"language {step}/{steps}: loss {mean_loss / count:.3f}, "
-                f"heads' MAE {at_names:.3f} at names, {at_answers:.3f} at answers"
-            )
-            mean_loss, mean_error = 0.0, torch.zeros(2)
+    with sharded(task) as shards:
+        for step in range(1, steps + 1):
+            optimizer.param_groups[0]["lr"] = cosine_rate(step, steps, peak_rate, warmup=50)
+            kinds = rng.integers(len(scenes), size=batch_size)
+            rows = [int(rng.integers(len(frames[kind].readings))) for kind in kinds]
+            questions = [random_question(scenes[kind], words, rng, style) for kind in kinds]
+            # Long prompts in one half, short ones in the other: fewer padding tokens.
+            order = sorted(range(batch_size), key=lambda i: len(questions[i].prompt.system + questions[i].prompt.user))
+            halves = []
+            for part in np.array_split(order, SHARDS):
+                answers = [frames[kinds[i]].readings[rows[i]] for i in part]
+                batch = task.batch([questions[i] for i in part], answers, rng)
+                source = [scene.pixels for scene in frames] if tokens is None else tokens
+                pictures = torch.stack([torch.as_tensor(source[kinds[i]][rows[i]]) for i in part])
+                halves.append(partial(_half_loss, batch=batch, pictures=pictures, see=tokens is None))
+            for loss, error in shards.backward(halves):
+                mean_loss, mean_error = mean_loss + loss, mean_error + error / SHARDS
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            if step % 100 == 0 or step == steps:
+                count = step % 100 or 100
+                at_names, at_answers = (mean_error / count).tolist()
+                log(
+                    f"language {step}/{steps}: loss {mean_loss / count:.3f}, "
+                    f"heads' MAE {at_names:.3f} at names, {at_answers:.3f} at answers"
+                )
+                mean_loss, mean_error = 0.0, torch.zeros(2)
     for parameter in tower:
         parameter.requires_grad_(True)
+
+
+def _half_loss(
+    task: LanguageTask, batch: LanguageBatch, pictures: Tensor, see: bool
+) -> tuple[Tensor, tuple[float, Tensor]]:
+    """Half of a batch's loss, of pictures (B, 3, 128, 128) to be seen or of image tokens (B, 4, 192)."""
+    tokens = image_tokens(task.model, pictures) if see else pictures
+    loss, errors = task.loss(batch, tokens)
+    return loss / SHARDS, (float(loss.detach()) / SHARDS, errors)

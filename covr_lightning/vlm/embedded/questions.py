@@ -29,6 +29,7 @@ FORM_MADE_UP_SHARE = 0.5
 FORM_SINGLE_SHARE = 0.2
 FORM_COMMA_SHARE = 0.15
 FILLER_SHARE = 0.4
+LONG_SYSTEM = 100
 READING_SYSTEM = "You read values off one picture."
 INSTRUCTIONS = ("Read these values.", "Read off the picture.", "Give the values by name.", "What are the values?")
 
@@ -119,7 +120,10 @@ def random_question(scene: Scene, words: Words, rng: Generator, style: Style) ->
         instruction = filler.capitalize() + "."
     else:
         instruction = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
+    # A long system text costs as much as several questions: it is met in the last lesson only.
     system = (scene.system, READING_SYSTEM)[int(rng.integers(2))]
+    if len(system) > LONG_SYSTEM and not form:
+        system = READING_SYSTEM
     return Question(Prompt(system, user_text(scene.caption, instruction, names), names), columns)
 
 

@@ -66,10 +66,10 @@ class Recipe:
     frames_per_scene: int = 4000
     held_out_per_scene: int = 200
     held_out_per_task: int = 32
-    vision_steps: int = 1500
+    vision_steps: int = 1800
     vision_batch_size: int = 64
     vision_rate: float = 1e-3
-    short_steps: int = 700
+    short_steps: int = 1000
     short_batch_size: int = 64
     short_rate: float = 2e-3
     language_steps: int = 500

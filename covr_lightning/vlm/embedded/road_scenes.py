@@ -1,6 +1,6 @@
 """Two scenes of the built-in road: a highway and a street with a pedestrian, from the driver's seat.
 
-Only what one still picture shows is read: the car's place in its lane, where it points, the bend, distances.
+Only what one still picture shows is read: the car's place in its lane, where it points, distances.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Largest drawn offset from the lane's middle (m) and heading error (rad), on the highway and in the street.
 HIGHWAY_OFFSET, STREET_OFFSET, HEADING_ERROR = 1.7, 1.4, 0.3
-FURTHEST_CAR, FURTHEST_PEDESTRIAN = 60.0, 30.0
+FURTHEST_CAR, FURTHEST_PEDESTRIAN = 40.0, 20.0
 CARS, VANS = 6, 2
 
 #: Poses of the driven car, of vehicles and of pedestrians, and the readings.
@@ -120,13 +120,7 @@ def _draw_highway(track: Any, rng: Generator) -> tuple[float, Placement]:
     others = [k for k in range(1, lanes + 1) if k != lane]
     for _ in range(int(rng.integers(0, CARS))):
         cars.append(("car", track.pose(s + rng.uniform(-2, 90), (rng.choice(others) - 0.5) * width)))
-    readings = [
-        offset / HIGHWAY_OFFSET,
-        error / HEADING_ERROR,
-        2 * gap / FURTHEST_CAR - 1,
-        2 * (lane - 1) / (lanes - 1) - 1,
-        track.curvature(s + 15) / 0.006,
-    ]
+    readings = [offset / HIGHWAY_OFFSET, error / HEADING_ERROR, 2 * gap / FURTHEST_CAR - 1]
     return s, (_turned(track.pose(s, middle + offset), error), cars, [], readings)
 
 
@@ -161,7 +155,7 @@ def road_scenes() -> tuple[Scene, ...]:
             "highway",
             "a highway from the front camera of a car",
             "highway",
-            ("lane_offset", "heading_error", "gap_ahead", "lane_number", "road_curvature"),
+            ("lane_offset", "heading_error", "gap_ahead"),
             _draw_highway,
         ),
         RoadScenery(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from covr_lightning.vlm.embedded.evaluation import HELD_OUT_SEED, greedy_answers, unit_codec
+from covr_lightning.vlm.embedded.evaluation import HELD_OUT_SEED, ask, unit_codec
 from covr_lightning.vlm.embedded.frames import IMAGE_SIZE, render_native_frames
 from covr_lightning.vlm.embedded.questions import reading_question
 from covr_lightning.vlm.embedded.scenes import embedded_scenes
@@ -43,7 +43,7 @@ def contact_sheet(
         pixels, readings = render_native_frames(scene, per_scene, seed + row, IMAGE_SIZE, full_quality=False)
         order = [int(column) for column in rng.permutation(len(scene.readings))]
         prompt = reading_question(scene, order).prompt
-        texts = greedy_answers(model, processor, prompt, torch.from_numpy(pixels))
+        texts = ask(model, processor, prompt, torch.from_numpy(pixels))
         for column, (frame, truth, text) in enumerate(zip(pixels, readings[:, order], texts, strict=True)):
             left, top = column * width, row * (IMAGE_SIZE + 4)
             sheet.paste(Image.fromarray(frame.transpose(1, 2, 0)), (left, top))

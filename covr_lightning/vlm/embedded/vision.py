@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from covr_lightning.vlm.embedded.frames import Frames
 from covr_lightning.vlm.embedded.model import IMAGE_TOKENS, TEXT_WIDTH
+from covr_lightning.vlm.embedded.shards import SHARDS, sharded
 
 REGRESSION_BETA = 0.1
 RECENT_DECAY = 0.95
@@ -69,33 +71,57 @@ def train_tower(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         heads = nn.ModuleList(nn.Linear(IMAGE_TOKENS * TEXT_WIDTH, target.shape[1]) for target in readings)
-    trained = nn.ModuleList([model.model.vision_model, model.model.connector, heads]).train()
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    reader = _Reader(model, heads).train()
+    optimizer = torch.optim.AdamW(reader.trained.parameters(), lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
     recent, mean_loss = torch.ones(len(frames)), 0.0
-    for step in range(1, steps + 1):
-        optimizer.param_groups[0]["lr"] = cosine_rate(step, steps, peak_rate, warmup=100)
-        counts = _frames_per_scene(recent, batch_size)
-        rows = [
-            torch.randint(0, len(target), (count,), generator=generator)
-            for target, count in zip(readings, counts, strict=True)
-        ]
-        tokens = image_tokens(model, torch.cat([scene[row] for scene, row in zip(pixels, rows, strict=True)]))
-        losses = torch.stack(
+    with sharded(reader) as shards:
+        for step in range(1, steps + 1):
+            optimizer.param_groups[0]["lr"] = cosine_rate(step, steps, peak_rate, warmup=100)
+            counts = _frames_per_scene(recent, batch_size)
+            rows = [
+                torch.randint(0, len(target), (count,), generator=generator)
+                for target, count in zip(readings, counts, strict=True)
+            ]
+            # Every second frame of each scene; a scene with one frame is in the first half alone.
+            halves = [
+                partial(
+                    _Reader.loss,
+                    pixels=[scene[row[half::SHARDS]] for scene, row in zip(pixels, rows, strict=True)],
+                    readings=[target[row[half::SHARDS]] for target, row in zip(readings, rows, strict=True)],
+                    total=sum(counts),
+                )
+                for half in range(SHARDS)
+            ]
+            sums = torch.stack(shards.backward(halves)).sum(0)
+            nn.utils.clip_grad_norm_(reader.trained.parameters(), 1.0)
+            optimizer.step()
+            recent = RECENT_DECAY * recent + (1 - RECENT_DECAY) * sums / torch.tensor(counts)
+            mean_loss += float(sums.sum()) / sum(counts)
+            if step % 100 == 0 or step == steps:
+                log(f"vision {step}/{steps}: loss {mean_loss / (step % 100 or 100):.4f}, per scene {_rounded(recent)}")
+                mean_loss = 0.0
+
+
+class _Reader(nn.Module):
+    """The model with one linear head per scene."""
+
+    def __init__(self, model: Any, heads: nn.ModuleList) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = heads
+        self.trained = nn.ModuleList([model.model.vision_model, model.model.connector, heads])
+
+    def loss(self, pixels: list[Tensor], readings: list[Tensor], total: int) -> tuple[Tensor, Tensor]:
+        """Smooth L1 over frames of all scenes, as a share of a batch of `total` frames; and its sum per scene (S,)."""
+        tokens = image_tokens(self.model, torch.cat(pixels)).split([len(scene) for scene in pixels])
+        sums = torch.stack(
             [
-                F.smooth_l1_loss(head(chunk.flatten(1)), target[row], beta=REGRESSION_BETA)
-                for head, chunk, target, row in zip(heads, tokens.split(counts), readings, rows, strict=True)
+                F.smooth_l1_loss(head(chunk.flatten(1)), target, beta=REGRESSION_BETA, reduction="sum")
+                / target.shape[1]
+                for head, chunk, target in zip(self.heads, tokens, readings, strict=True)
             ]
         )
-        loss = (losses * torch.tensor(counts)).sum() / sum(counts)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        recent = RECENT_DECAY * recent + (1 - RECENT_DECAY) * losses.detach()
-        mean_loss += loss.item()
-        if step % 100 == 0 or step == steps:
-            log(f"vision {step}/{steps}: loss {mean_loss / (step % 100 or 100):.4f}, per scene {_rounded(recent)}")
-            mean_loss = 0.0
+        return sums.sum() / total, sums.detach()
 
 
 def _frames_per_scene(recent: Tensor, batch_size: int) -> list[int]:
