@@ -4,5 +4,6 @@ from covr_lightning.callbacks.evaluation import EvaluateEvery, EvaluationVideo
 from covr_lightning.callbacks.progress import CovrProgressBar
 from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
 from covr_lightning.callbacks.summary import RunSummary
+from covr_lightning.callbacks.vlm_acts import VLMActs
 
-__all__ = ["CovrProgressBar", "EvaluateEvery", "EvaluationVideo", "ProgressiveFineTune", "RunSummary"]
+__all__ = ["CovrProgressBar", "EvaluateEvery", "EvaluationVideo", "ProgressiveFineTune", "RunSummary", "VLMActs"]

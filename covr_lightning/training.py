@@ -6,7 +6,7 @@ import logging
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import transformers
@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.callbacks import CovrProgressBar, EvaluateEvery, EvaluationVideo, RunSummary
+from covr_lightning.callbacks import CovrProgressBar, EvaluateEvery, EvaluationVideo, RunSummary, VLMActs
 from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
@@ -35,6 +35,9 @@ class CovrCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="the run's name; by default the config's")
         parser.add_argument("--base", type=str | list[str] | None, default=None, help="configs that a YAML builds on")
         parser.add_argument("--video", type=bool, default=False, help="write an mp4 of each evaluation's first episode")
+        parser.add_argument(
+            "--actor", type=Literal["policy", "vlm"], default="policy", help="who acts in validate and test"
+        )
         parser.link_arguments("vlm", "data.init_args.vlm", apply_on="instantiate")
         parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
 
@@ -93,6 +96,10 @@ class CovrCLI(LightningCLI):
                 )
         if config.enable_progress_bar is not False and fitting and not _has(trainer_callbacks, CovrProgressBar):
             trainer_callbacks.append(CovrProgressBar())
+        if self._get(self.config, "actor") == "vlm":
+            if fitting:
+                raise ConfigError("--actor is 'vlm', which is for validate and test; in fit it can be 'policy'.")
+            trainer_callbacks.append(VLMActs())
         if self._get(self.config, "video"):
             trainer_callbacks.append(EvaluationVideo())
         kwargs["callbacks"] = trainer_callbacks

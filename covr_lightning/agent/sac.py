@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ from covr_lightning.agent.views import OneView, Views
 from covr_lightning.counters import Counters
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
-from covr_lightning.evaluation import EpisodeResult, EpisodeStatistics, play_episode
+from covr_lightning.evaluation import DeterministicPolicy, EpisodeResult, EpisodeStatistics, play_episode
 
 
 class SACModule(L.LightningModule):
@@ -109,6 +109,8 @@ class SACModule(L.LightningModule):
         self.counters = Counters()
         self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
+        #: Makes the policy of one evaluation episode; None takes this agent.
+        self.episode_policy: Callable[[], DeterministicPolicy] | None = None
         self._generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
 
@@ -265,7 +267,8 @@ class SACModule(L.LightningModule):
             batch_idx: Not used.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        result = play_episode(self.act, data.eval_env, int(seed), record=self.record_frames)
+        policy = self.episode_policy() if self.episode_policy else self.act
+        result = play_episode(policy, data.eval_env, int(seed), record=self.record_frames)
         self.eval_episodes.update(result)
         return result
 

@@ -1,0 +1,49 @@
+"""The VLM acting alone: asked every n-th step, held in between, zero when it cannot be understood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from covr_lightning.callbacks.vlm_acts import HeldAnswers
+
+from covr_lightning.cli import main
+
+
+class Counting:
+    """Answers 0.1, 0.2, …; the second answer cannot be parsed. Remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[torch.Tensor] = []
+
+    def propose(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.shown.append(frames)
+        n = len(self.shown)
+        return torch.full((1, 2), n / 10), torch.tensor([n != 2])
+
+
+def test_answers_are_held_and_unparsable_ones_are_zero() -> None:
+    vlm, counts = Counting(), SimpleNamespace(asked=0, unparsable=0)
+    policy = HeldAnswers(vlm, action_dim=2, hold_agent_steps=3, counts=counts)
+    pixels = torch.arange(9, dtype=torch.uint8)[None, :, None, None].expand(1, 9, 4, 4)
+    actions = [float(policy(pixels)[0, 0]) for _ in range(8)]
+    assert actions == pytest.approx([0.1] * 3 + [0.0] * 3 + [0.3] * 2)
+    assert (counts.asked, counts.unparsable) == (3, 1)
+    assert vlm.shown[0].shape == (1, 3, 4, 4)
+    assert vlm.shown[0][0, :, 0, 0].tolist() == [6, 7, 8]  # the newest frame
+
+
+def test_covr_test_with_the_vlm_alone(untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {"data.env.action_repeat": 100, "data.eval_episodes": 2, "data.label_every_agent_steps": 4}
+    command = ["--config", "quickstart.yaml", "--vlm.path", str(untrained_vlm), "--actor", "vlm"]
+    command += [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    command += ["--runs_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
+    assert main(["test", *command]) == 0
+    printed = capsys.readouterr().out
+    assert "test/return" in printed
+    # 10 agent steps an episode, asked at steps 0, 4 and 8, two episodes.
+    assert "6 frames asked" in printed
+    assert main(["fit", *command]) == 2
+    assert "it can be 'policy'" in capsys.readouterr().err
