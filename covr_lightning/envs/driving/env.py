@@ -11,7 +11,7 @@ import numpy as np
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.envs.driving.rules import Progress, advance, tick_reward
 from covr_lightning.envs.driving.scenario import Scenario, load_scenario
-from covr_lightning.envs.driving.simulator import DrivingSimulator, SimulatorLost
+from covr_lightning.envs.driving.simulator import DrivingSimulator, SimulatorLost, SimulatorTaken
 from covr_lightning.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -140,10 +140,11 @@ class DrivingEnv(PixelEnv):
                     break
             self._frame = self.simulator.frame()
         except SimulatorLost as error:
-            self.lost_episodes += 1
-            logger.warning(
-                "The simulator was lost (%s); the episode is cut here. So far: %d.", error, self.lost_episodes
-            )
+            if not isinstance(error, SimulatorTaken):
+                self.lost_episodes += 1
+                logger.warning(
+                    "The simulator was lost (%s); the episode is cut. So far: %d.", error, self.lost_episodes
+                )
             return self._frame, self._over_repeats(rewards), False, True
         finally:
             self._distance += distance

@@ -14,6 +14,10 @@ class SimulatorLost(RuntimeError):
     """The simulator died or hangs: the episode cannot go on, but the next reset may bring it back."""
 
 
+class SimulatorTaken(SimulatorLost):
+    """Another environment of this process has taken a shared simulator over; the next reset takes it back."""
+
+
 @dataclass(frozen=True)
 class Tick:
     """What one simulator tick did to the driven car.
@@ -76,7 +80,7 @@ class DrivingSimulator(ABC):
         """Start an episode: everything of the last one is gone, the car stands at its start.
 
         Raises:
-            SimulatorLost: It could not be brought back.
+            ConfigError: It could not be brought back.
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from covr_lightning.envs.driving.road.simulator import RoadSimulator
 from covr_lightning.envs.driving.road.track import Pose
 from covr_lightning.envs.driving.road.traffic import Vehicle, advance_vehicles
 from covr_lightning.envs.driving.scenario import load_scenario
-from covr_lightning.envs.driving.simulator import SimulatorLost, Tick
+from covr_lightning.envs.driving.simulator import SimulatorLost, SimulatorTaken, Tick
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import play_episode
 
@@ -133,6 +133,10 @@ def test_a_lost_simulator_cuts_the_episode() -> None:
     assert not bool(state["terminated"])
     assert float(state["reward"]) == pytest.approx(0.2)  # the tick that was done: 4 m/s · 0.05 s
     assert env.lost_episodes == 1
+    env = DrivingEnv(Road("ghost_pedestrian").spec, Scripted([SimulatorTaken("by the evaluation")]), 0)
+    env.reset()
+    assert bool(step(env, 0.0, 0.0)["truncated"])
+    assert env.lost_episodes == 0  # cut, but nothing was lost
 
 
 def test_a_lost_evaluation_episode_is_played_again() -> None:

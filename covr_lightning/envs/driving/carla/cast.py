@@ -61,6 +61,7 @@ class Cast:
     Attributes:
         actors: Ids of all of it, in order.
         ego: The driven car.
+        parked: Ids of the standing vehicles.
         speeds: Speed (m/s) that each moving vehicle likes, by id.
         walkers: The pedestrians.
         camera: The driven car's camera.
@@ -70,6 +71,7 @@ class Cast:
 
     actors: list[int] = field(default_factory=list)
     ego: Any = None
+    parked: list[int] = field(default_factory=list)
     speeds: dict[int, float] = field(default_factory=dict)
     walkers: list[Walker] = field(default_factory=list)
     camera: FrontCamera | None = None
@@ -113,8 +115,11 @@ class Casting:
         """
         for parked in self.scenario.parked:
             place = self.place(parked.s, parked.d, VEHICLE_LIFT)
-            if self._try(self._blueprint(parked.vehicle, still=True), place) is None:
+            vehicle = self._try(self._blueprint(parked.vehicle, still=True), place)
+            if vehicle is None:
                 logger.warning("Something stands where %s is to be parked, at s = %g m.", parked.vehicle, parked.s)
+            else:
+                self.cast.parked.append(vehicle.id)
         self._spawn_ego()
         self._spawn_sensors()
         self._spawn_traffic()

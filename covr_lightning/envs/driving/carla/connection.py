@@ -86,6 +86,7 @@ class CarlaConnection:
         self._users += 1
         if self.alive:
             return
+        self.abandon()
         atexit.register(self._shut)
         try:
             if self.server and not self.server.running:
@@ -124,8 +125,9 @@ class CarlaConnection:
             try:
                 if not self.alive:
                     self.abandon()
-                    if self.server and not self.server.running:
-                        self.server.start()
+                    # A server of ours that is there but does not answer hangs.
+                    if self.server and (attempt > 0 or not self.server.running):
+                        self._restart(self.server)
                     self._connect()
             except SimulatorLost as error:
                 logger.warning("No connection to CARLA at %s: %s.", self.address, error)
@@ -138,6 +140,12 @@ class CarlaConnection:
             "start it again, and go on from the newest checkpoint."
         )
 
+    def _restart(self, server: CarlaServer) -> None:
+        try:
+            server.start()
+        except ConfigError as error:
+            raise SimulatorLost(str(error)) from error
+
     def _connect(self) -> None:
         if not answers(self.host, self.port):
             raise SimulatorLost("nothing listens there")
@@ -146,9 +154,10 @@ class CarlaConnection:
         with self.guard():
             check_versions(client)
             world = client.get_world()
-            world = self._load_town(client, world)
-            settings = world.get_settings()
-            self._settings = _copied(self.carla, settings)
+            leftovers = self._leftovers(world)
+            if self._load_town(client, world):
+                world, leftovers = client.get_world(), []
+            settings, self._settings = world.get_settings(), _to_put_back(world.get_settings())
             settings.synchronous_mode = True
             settings.fixed_delta_seconds = self.scenario.tick_seconds
             settings.max_substep_delta_time = 0.01
@@ -156,12 +165,42 @@ class CarlaConnection:
             self.client, self.world, self.map = client, world, world.get_map()
             self.alive = True
             world.apply_settings(settings)
-            self._remove_leftovers()
+            self.destroy(leftovers)
 
-    def _load_town(self, client: Any, world: Any) -> Any:
+    def _leftovers(self, world: Any) -> list[int]:
+        """Ids of the actors that processes of ours left behind; a process that still drives here stops us."""
+        if world.get_settings().synchronous_mode:
+            self._first_tick(world)
+        leftovers = []
+        for actor in world.get_actors():
+            role = actor.attributes.get("role_name", "")
+            if not role.startswith(f"{TAG}-"):
+                continue
+            pid = int(role.split("-")[1])
+            if role != self.tag and self.host in ("127.0.0.1", "localhost") and _lives(pid):
+                raise ConfigError(
+                    f"Process {pid} drives on the CARLA server at {self.address} already; two cannot share one: start "
+                    "a second server and give its port (data.env.port)."
+                )
+            leftovers.append(actor.id)
+        return leftovers
+
+    def _first_tick(self, world: Any) -> None:
+        """Until a tick a new client sees nobody; it may miss the first, while it still subscribes to the state."""
+        tries = 4
+        for i in range(tries):
+            try:
+                world.tick(self.timeout_seconds / tries)
+                return
+            except RuntimeError:
+                if i == tries - 1:
+                    raise
+
+    def _load_town(self, client: Any, world: Any) -> bool:
+        """Load the scenario's town, if the server shows another one."""
         town = self.scenario.carla.map
         if _town(world.get_map().name) in (town, f"{town}_Opt"):
-            return world
+            return False
         names = {_town(name) for name in client.get_available_maps()}
         if town not in names:
             raise ConfigError(
@@ -171,27 +210,10 @@ class CarlaConnection:
         logger.info("Loading %s …", town)
         client.set_timeout(max(LOAD_SECONDS, self.timeout_seconds))
         try:
-            return client.load_world(town)
+            client.load_world(town)
         finally:
             client.set_timeout(self.timeout_seconds)
-
-    def _remove_leftovers(self) -> None:
-        """Actors of earlier processes of ours are removed; those of a living one stop us."""
-        self.tick_bare()
-        mine, leftovers = f"{TAG}-{os.getpid()}-", []
-        for actor in self.world.get_actors():
-            role = actor.attributes.get("role_name", "")
-            if role.startswith(f"{TAG}-") and not role.startswith(mine):
-                pid = int(role.split("-")[1])
-                if self.host in ("127.0.0.1", "localhost") and _lives(pid):
-                    raise ConfigError(
-                        f"Process {pid} drives on the CARLA server at {self.address} already; two cannot share one: "
-                        "start a second server and give its port (data.env.port)."
-                    )
-                leftovers.append(actor.id)
-            elif role.startswith(self.tag):
-                leftovers.append(actor.id)
-        self.destroy(leftovers)
+        return True
 
     def abandon(self) -> None:
         """Let go of a server that is lost. Nothing is asked of it any more."""
@@ -291,17 +313,14 @@ class CarlaConnection:
             traffic.close()
 
 
-def _copied(carla: Any, settings: Any) -> Any:
-    """Settings to put back: the server's own, but never a synchronous mode that waits for somebody who is gone."""
-    copy = carla.WorldSettings()
-    for name in ("no_rendering_mode", "substepping", "max_substep_delta_time", "max_substeps", "max_culling_distance"):
-        setattr(copy, name, getattr(settings, name))
-    copy.deterministic_ragdolls = settings.deterministic_ragdolls
-    copy.synchronous_mode = False
-    # Unset, some releases hand back an arbitrary tiny number.
+def _to_put_back(settings: Any) -> Any:
+    """The server's own settings, but never a synchronous mode that waits for somebody who is gone."""
     seconds = settings.fixed_delta_seconds
-    copy.fixed_delta_seconds = seconds if seconds and seconds > 1e-4 and not settings.synchronous_mode else None
-    return copy
+    # Where it is unset, the client hands back an arbitrary tiny number.
+    if settings.synchronous_mode or (seconds is not None and seconds < 1e-4):
+        settings.fixed_delta_seconds = None
+    settings.synchronous_mode = False
+    return settings
 
 
 def _town(name: str) -> str:

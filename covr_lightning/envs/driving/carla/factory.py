@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from covr_lightning.envs.driving.carla.connection import CarlaConnection
@@ -23,6 +24,9 @@ class Carla(DrivingFactory):
       evaluation.
     - `port` is one number: all environments of this process share that server. An evaluation that begins in the middle
       of a training episode takes the server over, and that episode is cut off (truncated, not terminated).
+
+    Processes that train together (``WORLD_SIZE`` above 1) cannot share a server either: they need `carla_root`, or a
+    list of which process r of n takes the ports r, r + n, ….
 
     Args:
         scenario: Name of a shipped scenario, or path of a YAML file.
@@ -90,9 +94,14 @@ class Carla(DrivingFactory):
             server = CarlaServer(self.carla_root)
             return CarlaSimulator(self._connection(server.port, server), seed, self.reconnects)
         if isinstance(self.port, list):
-            port = self._next_port(self.port)
+            port = self._next_port(self.port[_rank() :: _processes()])
             self._lent[port] = CarlaSimulator(self._connection(port), seed, self.reconnects)
             return self._lent[port]
+        if _processes() > 1:
+            raise ConfigError(
+                f"data.env.port is {self.port}, one server, but {_processes()} processes train together: give a list "
+                "with two ports for each of them, or data.env.carla_root."
+            )
         if self._shared is None:
             self._shared = self._connection(self.port)
         return CarlaSimulator(self._shared, seed, self.reconnects)
@@ -106,6 +115,14 @@ class Carla(DrivingFactory):
             if port not in self._lent or self._lent[port].closed:
                 return port
         raise ConfigError(
-            f"data.env.port lists {len(ports)} servers ({', '.join(map(str, ports))}), but there are more "
+            f"data.env.port has {len(ports)} servers ({', '.join(map(str, ports))}), but there are more "
             "environments: give one port each for training and evaluation, or a single number to share one server."
         )
+
+
+def _rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -27,7 +27,8 @@ SCRIPT = "CarlaUE4.sh"
 class CarlaServer:
     """One off-screen CARLA server in a process group of its own.
 
-    It is ended with :meth:`stop`, which also runs when Python exits.
+    It is ended with :meth:`stop`, which also runs when Python exits; but a Python process that is killed (SIGKILL)
+    leaves its server running.
 
     Args:
         root: Folder of the installation, with ``CarlaUE4.sh`` in it; by default the environment variable
@@ -115,12 +116,22 @@ class CarlaServer:
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        process.poll()  # takes the leader's exit status, or it would count as a member of its group
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
+        process.poll()
+        if not group_lives(process.pid):
             return True
-        time.sleep(0.05)
+        time.sleep(0.1)
+    return False
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process group has members that are not zombies, which nobody reaps in many a container."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, number = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it has just ended
+        if int(number) == group and state != "Z":
+            return True
     return False
 
 

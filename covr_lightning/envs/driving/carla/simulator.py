@@ -12,7 +12,7 @@ from covr_lightning.envs.driving.carla.cast import Cast, Casting, Walker
 from covr_lightning.envs.driving.carla.client import weather
 from covr_lightning.envs.driving.carla.connection import CarlaConnection
 from covr_lightning.envs.driving.carla.view import look
-from covr_lightning.envs.driving.simulator import DrivingSimulator, RoadView, SimulatorLost, Tick
+from covr_lightning.envs.driving.simulator import DrivingSimulator, RoadView, SimulatorLost, SimulatorTaken, Tick
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,6 @@ logger = logging.getLogger(__name__)
 SETTLE_TICKS = 10
 #: There is road ahead if there is a waypoint this far on, metres.
 ROAD_AHEAD = 2.0
-
-
-class SimulatorTaken(SimulatorLost):
-    """Another environment of this process has taken the shared server over."""
 
 
 class CarlaSimulator(DrivingSimulator):
@@ -92,17 +88,21 @@ class CarlaSimulator(DrivingSimulator):
             Casting(connection, rng, cast).spawn()
             with connection.guard():
                 connection.world.set_weather(self._weather)
-                control = connection.carla.VehicleControl(brake=1.0)
-                for i in range(SETTLE_TICKS):
-                    connection.send([connection.carla.command.ApplyVehicleControl(cast.ego.id, control)])
-                    if i == SETTLE_TICKS - 1:
-                        connection.drive(cast.speeds, int(rng.integers(2**31)), self.scenario.traffic.lane_changes)
-                    frame = connection.tick() if i == SETTLE_TICKS - 1 else connection.tick_bare()
-                assert cast.camera
-                self._sense(cast, frame)
+                self._settle(cast)
+                connection.drive(cast.speeds, int(rng.integers(2**31)), self.scenario.traffic.lane_changes)
+                self._sense(cast, connection.tick())
         except BaseException:
             self._end_episode()
             raise
+
+    def _settle(self, cast: Cast) -> None:
+        """Let everybody stand still for some ticks."""
+        command, control = self.connection.carla.command, self.connection.carla.VehicleControl
+        stand = [command.ApplyVehicleControl(cast.ego.id, control(brake=1.0))]
+        stand += [command.ApplyVehicleControl(parked, control(hand_brake=True)) for parked in cast.parked]
+        for _ in range(SETTLE_TICKS):
+            self.connection.send(stand)
+            self.connection.tick_bare()
 
     def _end_episode(self) -> None:
         """Destroy what was spawned; on a lost server there is nothing to destroy."""

@@ -51,6 +51,7 @@ class TrafficDriver:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self._unread = b""
+        self._asked = 0
         try:
             self._answer(START_SECONDS + timeout_seconds)
         except BaseException:
@@ -100,8 +101,9 @@ class TrafficDriver:
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin
+        self._asked += 1
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"id": self._asked, **request}).encode() + b"\n")
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
             raise SimulatorLost("the traffic manager's process has ended") from error
@@ -109,10 +111,12 @@ class TrafficDriver:
         return self._answer(2 * self.timeout_seconds + 1.0)
 
     def _answer(self, seconds: float) -> dict[str, Any]:
-        answer = json.loads(self._line(seconds))
+        answer: dict[str, Any] = {"id": -1}
+        while answer["id"] != self._asked:  # Ctrl-C may have left an earlier answer unread
+            answer = json.loads(self._line(seconds))
         if "error" in answer:
             raise SimulatorLost(f"the traffic manager reports: {answer['error']}")
-        return dict(answer)
+        return answer
 
     def _line(self, seconds: float) -> bytes:
         """The next line that the process prints."""

@@ -1,0 +1,80 @@
+"""Servers of our own, several servers, one shared server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from covr_lightning.envs.driving.carla import Carla, CarlaServer
+from covr_lightning.errors import ConfigError
+from tests.envs.carla.processes import MIXED, NOTHING, Loopback, call, fake_installation
+
+Start = Callable[..., Loopback]
+
+
+def test_two_environments_on_two_ports(carla_loopback: Start):
+    ports = [carla_loopback(MIXED).port, carla_loopback(MIXED).port]
+    result = call("two_ports", ports=ports)
+    assert result["used"] == ports
+    assert "2 servers" in result["error"]
+    assert result["reused"] == ports[1]
+    assert result["distance"] > 0
+    one, two = zip(*result["frames"], strict=True)
+    # The first is stepped 30 times, the second every third time: neither ticks the other.
+    assert one[-1] - one[0] == 29
+    assert two[-1] - two[0] == 9
+
+
+def test_one_server_shared_by_two_environments(carla_loopback: Start):
+    result = call("shared", port=carla_loopback(MIXED).port)
+    assert result["cut"]["truncated"]
+    assert not result["cut"]["terminated"]
+    for name in ("first", "other", "again", "still"):
+        assert not result[name]["done"], name
+    assert result["count"] == 9, "only one of the two has actors"
+    assert result["left"] == NOTHING
+
+
+def test_a_server_ends_only_its_own_processes(tmp_path: Path):
+    result = call("own_servers", root=str(fake_installation(tmp_path, MIXED)))
+    assert abs(result["ports"][0] - result["ports"][1]) >= 3
+    assert result["alive"] == [False, True]
+    assert result["reachable"]
+    assert result["after"] == [False, False]
+
+
+def test_a_folder_without_carla_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match=r"no CarlaUE4\.sh in"):
+        CarlaServer(tmp_path)
+    monkeypatch.setenv("CARLA_ROOT", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no CarlaUE4\.sh in"):
+        CarlaServer()
+    monkeypatch.delenv("CARLA_ROOT")
+    with pytest.raises(ConfigError, match="CARLA_ROOT"):
+        CarlaServer()
+
+
+def test_a_server_that_ends_at_once_is_refused(tmp_path: Path):
+    script = tmp_path / "CarlaUE4.sh"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o755)
+    with pytest.raises(ConfigError, match="status 3"):
+        CarlaServer(tmp_path).start()
+
+
+def test_processes_that_train_together_need_servers_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match="2 processes"):
+        Carla("highway", port=2000).make(0)
+    # Process 1 of 2 has the second of two ports, where nobody listens.
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1 "):
+        Carla("highway", port=[2000, 1], timeout_seconds=0.1).make(0)
+
+
+@pytest.mark.parametrize("settings", [{"carla_root": "/x", "tm_port": 8000}, {"port": [1, 2], "tm_port": 8000}])
+def test_settings_that_exclude_each_other(settings: dict):
+    with pytest.raises(ConfigError, match="tm_port"):
+        Carla("highway", **settings)
