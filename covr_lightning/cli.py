@@ -18,6 +18,8 @@ USAGE = """usage: covr COMMAND ...
   covr fit --config NAME.yaml [--KEY VALUE ...]      train
   covr validate|test --config NAME.yaml --ckpt_path FILE
                                                      evaluate a checkpoint
+  covr export --config NAME.yaml --ckpt_path FILE --out FOLDER
+                                                     write the policy as torch.export and ONNX
   covr doctor                                        what is there, what is missing
   covr configs                                       the shipped configs
   covr train-embedded-vlm --out FOLDER               train the embedded VLM by its recipe
@@ -63,6 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
         "doctor": _doctor,
         "configs": _configs,
         "train-embedded-vlm": _train_embedded_vlm,
+        "export": _export,
     }
     if command in own:
         return own[command](arguments[1:])
@@ -101,6 +104,23 @@ def _configs(arguments: list[str]) -> int:
         title = next((line for line in path.read_text().splitlines() if line.startswith("# ")), "# ")
         print(f"{name:<36} {title[2:]}")
     return 0
+
+
+def _export(arguments: list[str]) -> int:
+    rest, folder = list(arguments), ""
+    for i, argument in enumerate(arguments):
+        if argument == "--out" and i + 1 < len(arguments):
+            folder = arguments[i + 1]
+            del rest[i : i + 2]
+    if not folder:
+        raise ConfigError("`covr export` needs --out, the folder to write policy.pt2 and policy.onnx to.")
+    resolved, stems = resolve_arguments(["test", *rest])
+    if not stems:
+        raise ConfigError("`covr export` needs --config, the config that the checkpoint was trained with.")
+    _settle_rendering()
+    from covr_lightning.training import export
+
+    return export(resolved, Path(folder))
 
 
 def _train_embedded_vlm(arguments: list[str]) -> int:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 import transformers
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.callbacks import CovrProgressBar, EvaluateEvery, EvaluationVideo, RunSummary, VLMActs
 from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
+from covr_lightning.export import CHECKED_FRAMES, export_policy
 from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
@@ -135,9 +138,13 @@ def run(arguments: list[str], name: str) -> int:
     Returns:
         Exit status.
     """
-    _silence()
     CovrCLI.run_name = name
-    CovrCLI(
+    return _build(CovrCLI, arguments)
+
+
+def _build(cli: type[CovrCLI], arguments: list[str]) -> int:
+    _silence()
+    cli(
         SACModule,
         ExperienceData,
         subclass_mode_model=True,
@@ -150,6 +157,39 @@ def run(arguments: list[str], name: str) -> int:
         args=arguments,
     )
     return 0
+
+
+class _ExportCLI(CovrCLI):
+    """Builds a run's parts, loads the checkpoint, and writes the policy instead of running anything."""
+
+    folder: Path
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        path = self._get(self.config_init, "ckpt_path")
+        if path is None:
+            raise ConfigError("`covr export` needs --ckpt_path, e.g. --ckpt_path runs/NAME/checkpoints/best.ckpt.")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        check_checkpoint(checkpoint.get("covr_spec"), self.model.spec)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        for file in export_policy(self.model, self.folder):
+            print(
+                f"{file.path}: {file.megabytes:.1f} MB, {file.milliseconds:.2f} ms an action (median, batch 1, on this "
+                f"CPU), at most {file.difference:.1e} from the module on {CHECKED_FRAMES} frames"
+            )
+
+
+def export(arguments: list[str], folder: Path) -> int:
+    """Write the policy of a checkpoint (``covr export``).
+
+    Args:
+        arguments: Command line of ``covr test``, configs resolved.
+        folder: Where to write.
+
+    Returns:
+        Exit status.
+    """
+    _ExportCLI.folder = folder
+    return _build(_ExportCLI, arguments)
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

@@ -1,0 +1,80 @@
+"""The exported policy gives the module's actions, needs nothing of this package, and is small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from covr_lightning.agent import NoAugmentation, RandomCrop, RandomTranslate, SACModule
+from covr_lightning.agent.augmentations import Augmentation
+from covr_lightning.cli import main
+from covr_lightning.envs import EnvSpec, Road
+from covr_lightning.export import export_policy
+
+pytest.importorskip("onnxruntime", reason='needs pip install "covr_lightning[export]"')
+
+ALONE = """
+import sys, numpy as np, torch, onnxruntime
+folder, frames = sys.argv[1], torch.load(sys.argv[2], weights_only=True)
+program = torch.export.load(folder + "/policy.pt2").module()
+session = onnxruntime.InferenceSession(folder + "/policy.onnx")
+onnx = session.run(None, {"pixels": frames.numpy()})[0]
+assert not any(name.startswith("covr_lightning") for name in sys.modules)
+torch.save({"pt2": program(frames).detach(), "onnx": torch.from_numpy(np.asarray(onnx))}, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("augmentation", [NoAugmentation(), RandomCrop(24), RandomTranslate(36)])
+def test_files_give_the_modules_actions_in_a_process_without_this_package(
+    augmentation: Augmentation, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    agent = SACModule(EnvSpec("x", 30, 30, 3, 2, 4, 100), augmentation=augmentation, filters=4, hidden=16, latent=8)
+    files = export_policy(agent, tmp_path)
+    assert [file.path.name for file in files] == ["policy.pt2", "policy.onnx"]
+    assert all(0 <= file.difference <= 1e-4 for file in files)
+    frames = torch.randint(0, 256, (7, 9, 30, 30), dtype=torch.uint8)
+    torch.save(frames, tmp_path / "frames.pt")
+    command = [sys.executable, "-I", "-c", ALONE, str(tmp_path), str(tmp_path / "frames.pt"), str(tmp_path / "out.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    actions = torch.load(tmp_path / "out.pt", weights_only=True)
+    wanted = agent.act(frames, deterministic=True)
+    for name in ("pt2", "onnx"):
+        torch.testing.assert_close(actions[name], wanted, atol=1e-4, rtol=0)
+    assert wanted.std() > 1e-4  # frames make a difference
+
+
+def test_the_driving_policy_at_full_size_is_small(tmp_path: Path) -> None:
+    files = export_policy(SACModule(Road("highway").spec, strides=(2, 2, 2, 2)), tmp_path)
+    assert max(file.megabytes for file in files) <= 10
+
+
+def test_covr_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"data.env.size": 40, "model.augmentation.size": 32, "model.hidden": 16, "model.filters": 4}
+    sizes |= {"data.env.action_repeat": 100, "data.warmup_agent_steps": 8, "data.batch_size": 8}
+    command = ["--config", "dmc_cartpole_swingup_cpu.yaml", "--runs_dir", str(tmp_path), "--name", "run"]
+    command += [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    short = {"data.max_env_steps": 1500, "data.eval_episodes": 1, "trainer.enable_progress_bar": "false"}
+    assert main(["fit", *command, *[part for n, v in short.items() for part in (f"--{n}", str(v))]]) == 0
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    capsys.readouterr()
+    assert main(["export", *command, "--ckpt_path", last, "--out", str(tmp_path / "policy")]) == 0
+    printed = capsys.readouterr().out
+    assert "policy.pt2" in printed
+    assert "policy.onnx" in printed
+    assert "ms an action" in printed
+    state = torch.load(last, weights_only=True)["state_dict"]
+    weights = torch.export.load(tmp_path / "policy" / "policy.pt2").state_dict
+    assert torch.equal(weights["projection.linear.weight"], state["actor_projection.linear.weight"])
+
+    assert main(["export", *command, "--ckpt_path", last]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main(["export", *command, "--out", str(tmp_path)]) == 2
+    assert "--ckpt_path" in capsys.readouterr().err
+    assert main(["export", *command, "--ckpt_path", str(tmp_path / "none.ckpt"), "--out", str(tmp_path)]) == 2
+    assert "no such file" in capsys.readouterr().err
