@@ -114,15 +114,17 @@ def test_road_readings_by_hand() -> None:
     for _ in range(20):
         stage.place(rng)
         ego, vehicles, _, _ = stage._placement
-        s, d = stage._scene.track.project(ego.x, ego.y)
-        lane = int(d // 3.5)
-        offset, error, gap = stage.read()
-        assert offset * 1.7 == pytest.approx(d - (lane + 0.5) * 3.5, abs=1e-3)
-        assert error * 0.3 == pytest.approx(stage._scene.track.heading(s) - ego.heading, abs=1e-6)
-        # Bumper to bumper: two half cars of 4.6 m lie between the middles.
-        ahead = [stage._scene.track.project(p.x, p.y) for _, p in vehicles]
-        gaps = [other_s - s - 4.6 for other_s, other_d in ahead if other_s > s and int(other_d // 3.5) == lane]
-        assert (gap + 1) * 20 == pytest.approx(min([*gaps, 40.0]), abs=1e-3)
+        track = stage._scene.track
+        s, d = track.project(ego.x, ego.y)
+        position, error, distance, side = stage.read()
+        assert (position + 1) * 7 == pytest.approx(d, abs=1e-3)  # a road of four lanes of 3.5 m
+        assert error * 0.3 == pytest.approx(track.heading(s) - ego.heading, abs=1e-6)
+        # Bumper to middle: half a car of 4.6 m lies between. The first car is the nearest, and in a lane's middle.
+        others = [track.project(p.x, p.y) for _, p in vehicles]
+        assert others[0][0] == min(other_s for other_s, _ in others)
+        assert (distance + 1) * 20 == pytest.approx(others[0][0] - s - 2.3, abs=1e-3)
+        assert side * 14 == pytest.approx(others[0][1] - d, abs=1e-3)
+        assert others[0][1] % 3.5 == pytest.approx(1.75, abs=1e-6)
     stage.close()
 
 

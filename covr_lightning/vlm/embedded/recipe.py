@@ -66,7 +66,7 @@ class Recipe:
     frames_per_scene: int = 4000
     held_out_per_scene: int = 200
     held_out_per_task: int = 32
-    vision_steps: int = 1800
+    vision_steps: int = 2400
     vision_batch_size: int = 64
     vision_rate: float = 1e-3
     short_steps: int = 1000

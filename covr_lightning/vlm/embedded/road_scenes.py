@@ -110,18 +110,25 @@ def _turned(pose: Pose, right: float) -> Pose:
 
 def _draw_highway(track: Any, rng: Generator) -> tuple[float, Placement]:
     width, lanes = track.shape.lane_width, track.shape.lanes
-    s, lane = float(rng.uniform(60, track.length - 150)), int(rng.integers(1, lanes + 1))
-    offset, error = float(rng.uniform(-1, 1)) * HIGHWAY_OFFSET, float(rng.uniform(-1, 1)) * HEADING_ERROR
-    middle = (lane - 0.5) * width
-    gap = float(rng.uniform(3, FURTHEST_CAR)) if rng.random() < 0.8 else FURTHEST_CAR
-    cars = []
-    if gap < FURTHEST_CAR:
-        cars.append(("car", track.pose(s + gap + 4.6, middle)))
-    others = [k for k in range(1, lanes + 1) if k != lane]
+    s = float(rng.uniform(60, track.length - 150))
+    d, error = float(rng.uniform(0.3, lanes * width - 0.3)), float(rng.uniform(-1, 1)) * HEADING_ERROR
+    # The nearest car is in a lane that the picture shows at its distance; all others are further away.
+    distance = float(rng.uniform(4, FURTHEST_CAR))
+    middles = [(k + 0.5) * width for k in range(lanes)]
+    near = [m for m in middles if abs(m - d + error * distance) < 0.45 * distance] or [
+        min(middles, key=lambda m: abs(m - d))
+    ]
+    at = float(rng.choice(near))
+    cars = [("car", track.pose(s + distance + 2.3, at))]
     for _ in range(int(rng.integers(0, CARS))):
-        cars.append(("car", track.pose(s + rng.uniform(-2, 90), (rng.choice(others) - 0.5) * width)))
-    readings = [offset / HIGHWAY_OFFSET, error / HEADING_ERROR, 2 * gap / FURTHEST_CAR - 1]
-    return s, (_turned(track.pose(s, middle + offset), error), cars, [], readings)
+        cars.append(("car", track.pose(s + distance + rng.uniform(12, 90), float(rng.choice(middles)))))
+    readings = [
+        2 * d / (lanes * width) - 1,
+        error / HEADING_ERROR,
+        2 * distance / FURTHEST_CAR - 1,
+        (at - d) / (lanes * width),
+    ]
+    return s, (_turned(track.pose(s, d), error), cars, [], readings)
 
 
 def _draw_street(track: Any, rng: Generator) -> tuple[float, Placement]:
@@ -155,7 +162,7 @@ def road_scenes() -> tuple[Scene, ...]:
             "highway",
             "a highway from the front camera of a car",
             "highway",
-            ("lane_offset", "heading_error", "gap_ahead"),
+            ("road_position", "heading_error", "car_distance", "car_side"),
             _draw_highway,
         ),
         RoadScenery(
