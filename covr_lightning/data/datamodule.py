@@ -163,6 +163,7 @@ class ExperienceData(L.LightningDataModule):
             total_frames=-1,
             trust_policy=True,
             track_traj_ids=False,
+            auto_register_policy_transforms=False,
         )
         if self._restored is not None:
             self._restore(self._restored)
