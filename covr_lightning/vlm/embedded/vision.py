@@ -113,6 +113,8 @@ class _Reader(nn.Module):
 
     def loss(self, pixels: list[Tensor], readings: list[Tensor], total: int) -> tuple[Tensor, Tensor]:
         """Smooth L1 over frames of all scenes, as a share of a batch of `total` frames; and its sum per scene (S,)."""
+        if not any(len(scene) for scene in pixels):  # a batch of one frame per scene leaves nothing for the second half
+            return 0.0 * next(self.trained.parameters()).sum(), torch.zeros(len(pixels))
         tokens = image_tokens(self.model, torch.cat(pixels)).split([len(scene) for scene in pixels])
         sums = torch.stack(
             [
