@@ -188,5 +188,6 @@ class ProgressiveFineTune(L.Callback):
             adapter = folder / f"round_{report.round:03d}_adapter"
             if adapter.is_dir():
                 data.vlm.load_adapter(adapter, report.round)
+                data.vlm.weights_changed()
                 break
         data.vlm.round = data.counters.rounds

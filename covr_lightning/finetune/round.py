@@ -145,6 +145,7 @@ def fine_tune_round(
             trainer.fit(tuner, tuner.train_loader(frames[training], actions[training], weights[training]))
         report.losses = tuner.losses
         vlm.round = report.round
+        vlm.weights_changed()
         if n_held_out:
             report.error_after, report.unparsable_after = proposal_error(vlm, frames[held_out], actions[held_out])
             if not report.error_after < report.error_constant:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from covr_lightning.vlm.action_text import ActionText
+from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.action_text import ActionText, answer_format
 from covr_lightning.vlm.prompts import Prompt
 
 IGNORED_LABEL = -100
 LENGTH_MARGIN = 2
 _TYPE_ID_KEYS = ("mm_token_type_ids", "token_type_ids")
+
+ImagePosition = Literal["first", "last"]
 
 
 class VLMInputs:
@@ -26,13 +29,18 @@ class VLMInputs:
     Args:
         processor: a Hugging Face processor with `image_processor`, `tokenizer` and a chat template.
         prompt: what every row asks.
+        image_position: where the picture stands in the user's turn, before or after the text.
     """
 
-    def __init__(self, processor: Any, prompt: Prompt) -> None:
+    def __init__(self, processor: Any, prompt: Prompt, image_position: ImagePosition = "first") -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.prompt = prompt
-        self.prompt_text = processor.apply_chat_template(chat_messages(prompt), add_generation_prompt=True)
+        self.prompt_text = processor.apply_chat_template(
+            chat_messages(prompt, image_position), add_generation_prompt=True
+        )
+        answer = answer_format(["-0.00"] * prompt.action_size)
+        self._answer_room = len(self.answer_ids(answer)) + 1 + LENGTH_MARGIN
 
     def prompt_batch(self, frames: Tensor) -> dict[str, Tensor]:
         """Inputs for generation.
@@ -45,20 +53,32 @@ class VLMInputs:
 
         Raises:
             ValueError: if frames are not (B, 3, H, W) uint8 or the prompts come out at different lengths.
+            ConfigError: if the processor cannot take frames of this size, or prompt, picture and answer are longer
+                than the VLM's context.
         """
         if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
             raise ValueError(f"frames must be (B, 3, H, W) uint8, got {tuple(frames.shape)} {frames.dtype}")
+        height, width = frames.shape[2:]
+        if not height or not width:
+            raise ValueError(f"frames must have pixels, got {height} x {width}")
         pictures = [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).cpu().numpy()]
-        inputs = dict(
-            self.processor(
-                text=[self.prompt_text] * len(pictures),
-                images=[[picture] for picture in pictures],
-                padding=True,
-                return_tensors="pt",
+        try:
+            inputs = dict(
+                self.processor(
+                    text=[self.prompt_text] * len(pictures),
+                    images=[[picture] for picture in pictures],
+                    padding=True,
+                    return_tensors="pt",
+                )
             )
-        )
+        except ValueError as error:
+            raise ConfigError(
+                f"the VLM's processor cannot take frames of {height} x {width} pixels ({error}): choose another frame "
+                "size (YAML key size of the environment)"
+            ) from error
         if not bool(inputs["attention_mask"].all()):
             raise ValueError("prompts came out at different lengths, although prompt and frame size are the same")
+        self._check_length(inputs["input_ids"], self._answer_room, (height, width))
         return inputs
 
     def training_batch(self, frames: Tensor, answers: list[str]) -> tuple[dict[str, Tensor], Tensor]:
@@ -75,6 +95,7 @@ class VLMInputs:
 
         Raises:
             ValueError: if there are not as many answers as frames.
+            ConfigError: as :meth:`prompt_batch`.
         """
         if len(answers) != len(frames):
             raise ValueError(f"{len(answers)} answers for {len(frames)} frames")
@@ -91,7 +112,33 @@ class VLMInputs:
         for key in _TYPE_ID_KEYS:
             if key in inputs:
                 inputs[key] = F.pad(inputs[key], (0, answer_ids.shape[1]))
+        self._check_length(inputs["input_ids"], 0, tuple(frames.shape[2:]))
         return inputs, labels
+
+    def _check_length(self, ids: Tensor, room: int, size: tuple[int, ...]) -> None:
+        limit = self.tokenizer.model_max_length
+        if ids.shape[1] + room <= limit:
+            return
+        of_picture = ids[0].tolist().count(getattr(self.processor, "image_token_id", None))
+        raise ConfigError(
+            f"prompt, picture and answer take {ids.shape[1] + room} tokens, {of_picture} of them the picture's of "
+            f"{size[0]} x {size[1]} pixels, but the VLM takes at most {limit}: shorten the prompt (YAML key "
+            "vlm.prompt), show smaller frames (size of the environment) or lower max_pixels in the VLM's "
+            "preprocessor_config.json"
+        )
+
+    def with_tokens(self, inputs: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
+        """The inputs of :meth:`prompt_batch` with the same tokens of an answer behind every prompt."""
+        rows = len(inputs["input_ids"])
+        added = {
+            "input_ids": torch.tensor(ids, dtype=torch.long).expand(rows, -1),
+            "attention_mask": torch.ones(rows, len(ids), dtype=torch.long),
+        }
+        extended = dict(inputs)
+        for key in sequence_keys(inputs):
+            more = added.get(key, torch.zeros(rows, len(ids), dtype=torch.long))
+            extended[key] = torch.cat([inputs[key], more.to(inputs[key])], dim=1)
+        return extended
 
     def answer_length(self, action_text: ActionText) -> int:
         """How many new tokens generation needs for the longest answer within bounds, end token included.
@@ -114,9 +161,27 @@ class VLMInputs:
         return self.tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 
-def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
+def sequence_keys(inputs: dict[str, Tensor]) -> list[str]:
+    """Names of the inputs that have one entry per token, of shape (B, P)."""
+    return [key for key in ("input_ids", "attention_mask", *_TYPE_ID_KEYS) if key in inputs]
+
+
+def prefix_length(ids: Tensor, config: Any) -> int:
+    """How many of a prompt's tokens stand before its picture, so that no picture changes what the model makes of them.
+
+    Args:
+        ids: (P,) one prompt's token ids.
+        config: the model's configuration, which names the token that pictures take the place of.
+    """
+    image_token = getattr(config, "image_token_id", None)
+    places = (ids == image_token).nonzero() if image_token is not None else ids.new_empty(0)
+    return int(places[0]) if len(places) else 0
+
+
+def chat_messages(prompt: Prompt, image_position: ImagePosition = "first") -> list[dict[str, Any]]:
     """The conversation that a chat template turns into text: system turn, then picture and question."""
+    user = [{"type": "image"}, {"type": "text", "text": prompt.user}]
     return [
         {"role": "system", "content": [{"type": "text", "text": prompt.system}]},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt.user}]},
+        {"role": "user", "content": user if image_position == "first" else user[::-1]},
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.families import check_torchvision, disagreement, load_processor, set_token_ids
 
 EMBEDDED = "embedded"
 _CHOICES = f"valid choices for vlm.path are {EMBEDDED!r}, a Hugging Face folder or a model name on the hub"
@@ -30,15 +32,19 @@ def load_vlm(
         device: where to put the model; None leaves it on the CPU.
 
     Returns:
-        The model in evaluation mode and its processor, whose tokenizer pads on the left.
+        The model in evaluation mode, which generates greedily, and its processor, whose tokenizer pads on the left and
+        whose `model_max_length` is what the model takes at most.
 
     Raises:
         ConfigError: if the folder is missing, has no processor, tokenizer or chat template, carries pickle weights
-            only, or is no image-text-to-text model.
+            only or damaged ones, lacks weights, has parts that do not fit together, or is no image-text-to-text model;
+            or if an installed torchvision is broken.
     """
+    check_torchvision()
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
+    auto: Any = AutoModelForImageTextToText
     source = embedded_folder() if str(path) == EMBEDDED else Path(path)
     is_folder = source.is_dir()
     if is_folder:
@@ -46,20 +52,49 @@ def load_vlm(
     elif not _is_hub_name(str(path)):
         raise ConfigError(f"no VLM folder at vlm.path {str(path)!r}: {_CHOICES}")
     name = str(source) if is_folder else str(path)
-    processor = _load_processor(name, is_folder)
+    config = _load_config(name, is_folder)
+    processor = _load_processor(name, config, is_folder)
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
+        model, report = auto.from_pretrained(
             name,
+            config=config,
             dtype=torch.float32 if dtype is None else dtype,
             local_files_only=is_folder,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load the VLM at vlm.path {name!r} ({_first_line(error)}): {_CHOICES}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # the library would go on with random weights in their place
+        raise ConfigError(
+            f"the weights of the VLM at vlm.path {name!r} are not those of its config.json: {len(missing)} are "
+            f"missing, the first is {missing[0]!r}: {_CHOICES}"
+        )
+    set_token_ids(model, processor.tokenizer)
     if device is not None:
         model = model.to(device)
     return model.eval(), processor
+
+
+def save_vlm(model: Any, processor: Any, folder: Path) -> None:
+    """Writes a VLM as a Hugging Face folder with safetensors weights, complete or not at all.
+
+    It opens with :func:`load_vlm` and with plain `AutoModelForImageTextToText` and `AutoProcessor`; a processor that
+    also takes videos can be opened by the latter only where torchvision is installed.
+
+    Args:
+        model: the model, without an adapter.
+        processor: its processor.
+        folder: where to write; what is there gives way.
+    """
+    part = folder.with_name(folder.name + ".part")
+    model.save_pretrained(part)
+    processor.save_pretrained(part)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
 
 
 def _check_folder(folder: Path) -> None:
@@ -73,30 +108,43 @@ def _check_folder(folder: Path) -> None:
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         found = f"pickle weights only ({', '.join(pickles)})" if pickles else "no weights"
         raise ConfigError(f"the VLM at vlm.path {str(folder)!r} has {found}, needs *.safetensors: {_CHOICES}")
-    _check_architecture(folder)
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_weights(file)
 
 
-def _check_architecture(folder: Path) -> None:
+def _check_weights(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):  # reads the header and compares the lengths
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"cannot load the VLM at vlm.path {str(file.parent)!r}: its {file.name} is damaged or cut off "
+            f"({_first_line(error)}): {_CHOICES}"
+        ) from error
+
+
+def _load_config(name: str, is_folder: bool) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, local_files_only=is_folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        message = f"cannot read config.json of the VLM at vlm.path {str(folder)!r} ({_first_line(error)}): {_CHOICES}"
+        message = f"cannot read config.json of the VLM at vlm.path {name!r} ({_first_line(error)}): {_CHOICES}"
         raise ConfigError(message) from error
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ConfigError(
-            f"the model at vlm.path {str(folder)!r} is of type {config.model_type!r}, which does not turn images and "
+            f"the model at vlm.path {name!r} is of type {config.model_type!r}, which does not turn images and "
             f"text into text: {_CHOICES}"
         )
+    return config
 
 
-def _load_processor(name: str, is_folder: bool) -> Any:
-    from transformers import AutoProcessor
-
+def _load_processor(name: str, config: Any, is_folder: bool) -> Any:
     try:
-        processor = AutoProcessor.from_pretrained(name, local_files_only=is_folder, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        processor = load_processor(name, config, is_folder)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         message = f"cannot load the processor of the VLM at vlm.path {name!r} ({_first_line(error)}): {_CHOICES}"
         raise ConfigError(message) from error
     # AutoProcessor silently returns a bare tokenizer or image processor when it cannot build the whole.
@@ -104,9 +152,17 @@ def _load_processor(name: str, is_folder: bool) -> Any:
         raise ConfigError(
             f"the VLM at vlm.path {name!r} has no complete processor, only a {type(processor).__name__}: {_CHOICES}"
         )
-    if not processor.chat_template and not processor.tokenizer.chat_template:
+    if not processor.chat_template:
+        processor.chat_template = processor.tokenizer.chat_template
+    if not processor.chat_template:
         raise ConfigError(f"the processor of the VLM at vlm.path {name!r} has no chat template: {_CHOICES}")
-    processor.tokenizer.padding_side = "left"
+    reason = disagreement(config, processor)
+    if reason is not None:
+        raise ConfigError(f"the parts of the VLM at vlm.path {name!r} do not fit together: {reason}: {_CHOICES}")
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    # The model's limit is what counts; VLMInputs compares prompts with it.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.get_text_config().max_position_embeddings)
     return processor
 
 

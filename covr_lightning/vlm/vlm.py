@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +13,13 @@ from torch import Tensor
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
-from covr_lightning.vlm.decoding import greedy_answers
-from covr_lightning.vlm.inputs import VLMInputs
-from covr_lightning.vlm.loading import load_vlm
+from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, is_switched_off, load_lora, merge_lora, save_lora
+from covr_lightning.vlm.decoding import Decoder, Decoding
+from covr_lightning.vlm.inputs import ImagePosition, VLMInputs
+from covr_lightning.vlm.loading import load_vlm, save_vlm
 from covr_lightning.vlm.prompts import Prompt, prompt_for
 
-#: Table 9's target modules outside CARLA, by the ends of their names.
-LORA_TARGETS = (
-    "down_proj", "o_proj", "q_proj", "up_proj", "v_proj", "k_proj", "gate_proj", "qkv", "lm_head",
-)  # fmt: skip
-
-
-@dataclass
-class LoRA:
-    """Adapter settings (Table 9).
-
-    Attributes:
-        rank: Rank r of the update BA.
-        alpha: Scale: the update counts α/r. The paper takes 256 on CARLA and 16 elsewhere.
-        dropout: Dropout before A, while training.
-        targets: Modules that get an adapter, by the ends of their names, or one regular expression for whole names.
-    """
-
-    rank: int = 128
-    alpha: int = 16
-    dropout: float = 0.05
-    targets: str | Sequence[str] = LORA_TARGETS
+__all__ = ["LORA_TARGETS", "VLM", "LoRA", "own_randomness"]
 
 
 class VLM:
@@ -56,6 +34,10 @@ class VLM:
         dtype: Type of the base weights, e.g. ``"bfloat16"``; float32 by default.
         adapter: Folder of an adapter to begin with (a round's ``rounds/round_NNN_adapter``), e.g. one that was trained
             on another scenario; `lora` must be what it was trained with.
+        decoding: How answers are decoded.
+        image_position: Where the picture stands in the user's turn: ``"first"``, as the embedded VLM was trained, or
+            ``"last"``, so that the text is the same in front of every picture and its keys and values are computed
+            once; for a VLM that takes either.
     """
 
     def __init__(
@@ -65,18 +47,24 @@ class VLM:
         prompt: Prompt | None = None,
         dtype: str | None = None,
         adapter: str | None = None,
+        decoding: Decoding | None = None,
+        image_position: ImagePosition = "first",
     ) -> None:
         self.path = path
         self.lora = lora or LoRA()
         self.prompt = prompt
         self.dtype = dtype
         self.adapter = adapter
+        self.decoding = decoding or Decoding()
+        self.image_position: ImagePosition = image_position
         #: Fine-tune round of the weights that answer; 0 is the base model.
         self.round = 0
         self.model: Any = None
         self.inputs: VLMInputs
         self.codec: ActionText
+        self.decoder: Decoder
         self._device = torch.device("cpu")
+        self._weight_changes = 0
 
     def load(self, spec: EnvSpec) -> None:
         """Load weights, processor and prompt for an environment; does nothing the second time.
@@ -97,30 +85,11 @@ class VLM:
             )
         self.model, processor = load_vlm(self.path, dtype=self.dtype)
         self.model.requires_grad_(False)
-        self.inputs = VLMInputs(processor, prompt)
+        self.inputs = VLMInputs(processor, prompt, self.image_position)
         self.codec = ActionText(spec.action_low, spec.action_high)
+        self.decoder = Decoder(self.inputs, self.codec, self.decoding)
         if self.adapter is not None:
-            self._begin_with(Path(self.adapter))
-
-    def _begin_with(self, folder: Path) -> None:
-        settings = folder / "adapter_config.json"
-        if not settings.is_file() or not (folder / "adapter_model.safetensors").is_file():
-            raise ConfigError(
-                f"vlm.adapter is {str(folder)!r}, where no adapter is (adapter_config.json, adapter_model.safetensors)."
-            )
-        trained = json.loads(settings.read_text())
-        if (trained["r"], trained["lora_alpha"]) != (self.lora.rank, self.lora.alpha):
-            raise ConfigError(
-                f"The adapter {str(folder)!r} (YAML key vlm.adapter) has rank {trained['r']} and α "
-                f"{trained['lora_alpha']}, but vlm.lora has {self.lora.rank} and {self.lora.alpha}."
-            )
-        try:
-            self.load_adapter(folder, round_=0)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"The adapter {str(folder)!r} (YAML key vlm.adapter) does not fit the VLM at {self.path!r} with "
-                "vlm.lora.targets."
-            ) from error
+            self.load_adapter(Path(self.adapter), round_=0)
 
     def to(self, device: torch.device) -> None:
         """Move the model."""
@@ -129,12 +98,17 @@ class VLM:
             self.model.to(device)
 
     def answer(self, frames: Tensor) -> list[str]:
-        """The VLM's words, greedily decoded.
+        """The VLM's words, as far as the first `]`.
 
         Args:
             frames: (B, 3, H, W) uint8.
         """
-        return greedy_answers(self.model, self.inputs, self.codec, frames, self._device)
+        return self.decoder.answers(self.model, frames, self._device, weights=self._weights)
+
+    @property
+    def _weights(self) -> tuple[int, int, bool]:
+        """Names the state of the weights that answer."""
+        return self.round, self._weight_changes, self.has_adapter and is_switched_off(self.model)
 
     def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The VLM's actions a_v.
@@ -150,6 +124,10 @@ class VLM:
         actions = torch.stack([action for action, _ in decoded])
         return actions, torch.tensor([valid for _, valid in decoded])
 
+    def weights_changed(self) -> None:
+        """Say that the weights are no longer those of the last answer, so that nothing computed from them is kept."""
+        self._weight_changes += 1
+
     # -- adapter -------------------------------------------------------------------------------------------------
 
     def add_adapter(self) -> None:
@@ -158,24 +136,8 @@ class VLM:
         Raises:
             ConfigError: No module's name ends in any of the targets.
         """
-        if self.has_adapter:
-            return
-        from peft import LoraConfig, get_peft_model
-
-        targets = self.lora.targets if isinstance(self.lora.targets, str) else list(self.lora.targets)
-        config = LoraConfig(
-            r=self.lora.rank,
-            lora_alpha=self.lora.alpha,
-            lora_dropout=self.lora.dropout,
-            target_modules=targets,
-        )
-        try:
-            self.model = get_peft_model(self.model, config)
-        except ValueError as error:
-            raise ConfigError(
-                f"vlm.lora.targets is {targets!r}, which names no module of the VLM at {self.path!r} ({error})."
-            ) from error
-        self.model.eval()
+        if not self.has_adapter:
+            self.model = add_lora(self.model, self.lora)
 
     @property
     def has_adapter(self) -> bool:
@@ -189,11 +151,7 @@ class VLM:
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, complete or not at all; an older one at this place gives way."""
-        part = folder.with_name(folder.name + ".part")
-        self.model.save_pretrained(part, save_embedding_layers=False)
-        if folder.exists():  # a run resumed from before this round does the round again
-            shutil.rmtree(folder)
-        part.rename(folder)
+        save_lora(self.model, folder)
 
     def load_adapter(self, folder: Path, round_: int) -> None:
         """Put the adapter of a round in force.
@@ -201,14 +159,45 @@ class VLM:
         Args:
             folder: What :meth:`save_adapter` wrote.
             round_: Its round.
-        """
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
 
-        self.add_adapter()
-        set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+        Raises:
+            ConfigError: There is no adapter, or it is one of other settings or of another VLM.
+        """
+        with own_randomness(0):  # a new adapter is drawn at random, although it is overwritten
+            self.add_adapter()
+        load_lora(self.model, folder, self.lora)
         self.model.to(self._device)
         self.round = round_
+        self.weights_changed()
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside, the base model answers, exactly as before the first round."""
+        with self.model.disable_adapter() if self.has_adapter else nullcontext():
+            yield
+
+    def merge_adapter(self) -> None:
+        """Add the adapter to the base weights for good; the VLM then answers as before and has no adapter.
+
+        Raises:
+            ConfigError: There is no adapter, or the base weights are quantised.
+        """
+        if not self.has_adapter:
+            raise ConfigError("The VLM has no adapter to merge: give one (YAML key vlm.adapter) or fine-tune first.")
+        self.model = merge_lora(self.model)
+        self.weights_changed()
+
+    def save(self, folder: Path) -> None:
+        """Write the whole VLM as a Hugging Face folder, for `vlm.path` or another program.
+
+        Raises:
+            ConfigError: An adapter is not merged yet.
+        """
+        if self.has_adapter:
+            raise ConfigError(
+                "The VLM's adapter is not part of its weights: call merge_adapter first, or save_adapter."
+            )
+        save_vlm(self.model, self.inputs.processor, folder)
 
 
 @contextmanager

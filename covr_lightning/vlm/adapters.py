@@ -1,0 +1,177 @@
+"""The LoRA adapter that fine-tuning trains: made, saved, swapped between rounds, merged (Hu et al., 2022; Table 9)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from covr_lightning.errors import ConfigError
+
+#: Table 9's target modules outside CARLA, by the ends of their names.
+LORA_TARGETS = (
+    "down_proj", "o_proj", "q_proj", "up_proj", "v_proj", "k_proj", "gate_proj", "qkv", "lm_head",
+)  # fmt: skip
+#: Table 9's target modules on CARLA.
+CARLA_LORA_TARGETS = ("down_proj", "o_proj", "q_proj", "up_proj", "k_proj", "gate_proj")
+
+SETTINGS_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass
+class LoRA:
+    """Adapter settings (Table 9).
+
+    Attributes:
+        rank: Rank r of the update BA.
+        alpha: Scale: the update counts α/r. The paper takes 256 on CARLA and 16 elsewhere.
+        dropout: Dropout before A, while training.
+        targets: Modules that get an adapter, by the ends of their names, or one regular expression for whole names.
+    """
+
+    rank: int = 128
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: str | Sequence[str] = LORA_TARGETS
+
+
+def add_lora(model: Any, lora: LoRA) -> Any:
+    """Give a model an adapter that changes nothing yet: A is random, B is 0.
+
+    Args:
+        model: The Hugging Face model; its modules are wrapped in place.
+        lora: Rank, scale and targets. Every module of that name gets an adapter, in the language model, the vision
+            tower and lm_head alike; so counted, Table 9's lists give Qwen2.5-VL-3B the paper's 8.2566 %.
+
+    Returns:
+        PEFT's model, in evaluation mode.
+
+    Raises:
+        ConfigError: No module's name ends in any of the targets.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    try:
+        with warnings.catch_warnings():
+            # PEFT warns of merging into tied weights, which merge_lora sees to.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+            return get_peft_model(model, config).eval()
+    except ValueError as error:
+        raise ConfigError(f"vlm.lora.targets is {targets!r}, which names no module of the VLM ({error}).") from error
+
+
+def is_switched_off(model: Any) -> bool:
+    """Whether a model's adapter is there but not in force (inside PEFT's ``disable_adapter``)."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return next((layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer)), False)
+
+
+def save_lora(model: Any, folder: Path) -> None:
+    """Write the adapter in PEFT's format, complete or not at all; an older one at this place gives way.
+
+    Weights of lm_head or the embedding are not copied into it, although PEFT would do so when lm_head is a target.
+
+    Args:
+        model: What :func:`add_lora` returned.
+        folder: Where to write adapter_config.json and adapter_model.safetensors.
+    """
+    part = folder.with_name(folder.name + ".part")
+    model.save_pretrained(part, save_embedding_layers=False)
+    if folder.exists():  # a run resumed from before this round does the round again
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+def load_lora(model: Any, folder: Path, lora: LoRA) -> None:
+    """Put a saved adapter's weights in the place of the present ones; the base weights are not touched.
+
+    Args:
+        model: What :func:`add_lora` returned.
+        folder: What :func:`save_lora` wrote.
+        lora: The model's own adapter settings; the saved one must have the same rank, scale and targets.
+
+    Raises:
+        ConfigError: There is no adapter, its file is damaged, or it is one of other settings or of another VLM.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / SETTINGS_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise ConfigError(f"vlm.adapter is {str(folder)!r}, where no adapter is ({SETTINGS_FILE}, {WEIGHTS_FILE}).")
+    trained = json.loads((folder / SETTINGS_FILE).read_text())
+    if (trained["r"], trained["lora_alpha"]) != (lora.rank, lora.alpha):
+        raise ConfigError(
+            f"The adapter {str(folder)!r} (YAML key vlm.adapter) has rank {trained['r']} and α "
+            f"{trained['lora_alpha']}, but vlm.lora has {lora.rank} and {lora.alpha}."
+        )
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{WEIGHTS_FILE} of the adapter {str(folder)!r} (YAML key vlm.adapter) is damaged or cut off ({error})."
+        ) from error
+    # PEFT loads what fits and leaves the rest as it was, which would mix two adapters.
+    present = get_peft_model_state_dict(model, save_embedding_layers=False)
+    differing = [name for name in sorted({*present, *weights}) if _shape(present, name) != _shape(weights, name)]
+    if differing:
+        raise ConfigError(
+            f"The adapter {str(folder)!r} (YAML key vlm.adapter) does not fit this VLM with vlm.lora.targets: "
+            f"{len(differing)} of {len({*present, *weights})} weights differ in name or shape, the first is "
+            f"{differing[0]!r}."
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def _shape(weights: dict[str, torch.Tensor], name: str) -> torch.Size | None:
+    return weights[name].shape if name in weights else None
+
+
+def merge_lora(model: Any) -> Any:
+    """Add the adapter to the base weights, W' = W + (α/r)·BA, for good.
+
+    Where lm_head shares its weights with the input embedding and has an adapter (Qwen2.5-VL-3B under Table 9's list),
+    it gets weights of its own first: the adapter changed what lm_head computes and not the embedding. The merged model
+    then has `tie_word_embeddings` false and one more matrix of vocabulary × width.
+
+    Args:
+        model: What :func:`add_lora` returned; used up.
+
+    Returns:
+        The plain Hugging Face model.
+
+    Raises:
+        ConfigError: The base weights are quantised, so the sum would have to be rounded to a few bits.
+    """
+    base = model.get_base_model()
+    if getattr(base, "is_quantized", False):
+        raise ConfigError(
+            "An adapter cannot be merged into quantised weights without changing its answers: load the VLM without "
+            "quantisation (YAML keys vlm.path, vlm.dtype) and vlm.adapter, then merge."
+        )
+    _untie_adapted_head(base)
+    merged = model.merge_and_unload()
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config
+    return merged
+
+
+def _untie_adapted_head(base: Any) -> None:
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    inner, outer = (getattr(end, "base_layer", end) for end in ends)
+    is_adapted = any(hasattr(end, "base_layer") for end in ends)
+    if not is_adapted or inner.weight is not outer.weight:
+        return
+    outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = False
+    base.config.get_text_config().tie_word_embeddings = False
