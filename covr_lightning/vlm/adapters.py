@@ -69,13 +69,6 @@ def add_lora(model: Any, lora: LoRA) -> Any:
         raise ConfigError(f"vlm.lora.targets is {targets!r}, which names no module of the VLM ({error}).") from error
 
 
-def is_switched_off(model: Any) -> bool:
-    """Whether a model's adapter is there but not in force (inside PEFT's ``disable_adapter``)."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return next((layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer)), False)
-
-
 def save_lora(model: Any, folder: Path) -> None:
     """Write the adapter in PEFT's format, complete or not at all; an older one at this place gives way.
 

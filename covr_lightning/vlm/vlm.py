@@ -13,7 +13,7 @@ from torch import Tensor
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
-from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, is_switched_off, load_lora, merge_lora, save_lora
+from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, load_lora, merge_lora, save_lora
 from covr_lightning.vlm.decoding import Decoder, Decoding
 from covr_lightning.vlm.inputs import ImagePosition, VLMInputs
 from covr_lightning.vlm.loading import load_vlm, save_vlm
@@ -103,12 +103,7 @@ class VLM:
         Args:
             frames: (B, 3, H, W) uint8.
         """
-        return self.decoder.answers(self.model, frames, self._device, weights=self._weights)
-
-    @property
-    def _weights(self) -> tuple[int, int, bool]:
-        """Names the state of the weights that answer."""
-        return self.round, self._weight_changes, self.has_adapter and is_switched_off(self.model)
+        return self.decoder.answers(self.model, frames, self._device, weights=(self.round, self._weight_changes))
 
     def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The VLM's actions a_v.
