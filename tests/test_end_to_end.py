@@ -112,7 +112,7 @@ def test_test_reproduces_the_evaluation(run: Path, untrained_vlm: Path, capsys: 
     arguments = [*SMALL, *short_rounds(run.parent), "--runs_dir", str(run.parent), "--vlm.path", str(untrained_vlm)]
     assert main(["test", *arguments, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--video", "true"]) == 0
     printed = capsys.readouterr().out
-    assert f"{last[1]:.6f}"[:7] in printed
+    assert f"{last['return']:.6f}"[:7] in printed
     assert list((run / "videos").glob("*.mp4"))
 
 
