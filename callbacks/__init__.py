@@ -1,9 +1,18 @@
 """Lightning callbacks: the progressive fine-tuning, what a run reports, and its progress bar."""
 
+from covr_lightning.callbacks.checkpoints import RunCheckpoint
 from covr_lightning.callbacks.evaluation import EvaluateEvery, EvaluationVideo
 from covr_lightning.callbacks.progress import CovrProgressBar
 from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
 from covr_lightning.callbacks.summary import RunSummary
 from covr_lightning.callbacks.vlm_acts import VLMActs
 
-__all__ = ["CovrProgressBar", "EvaluateEvery", "EvaluationVideo", "ProgressiveFineTune", "RunSummary", "VLMActs"]
+__all__ = [
+    "CovrProgressBar",
+    "EvaluateEvery",
+    "EvaluationVideo",
+    "ProgressiveFineTune",
+    "RunCheckpoint",
+    "RunSummary",
+    "VLMActs",
+]

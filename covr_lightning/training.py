@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.callbacks import CovrProgressBar, EvaluateEvery, EvaluationVideo, RunSummary, VLMActs
+from covr_lightning.callbacks import CovrProgressBar, EvaluateEvery, EvaluationVideo, RunCheckpoint, RunSummary, VLMActs
 from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
@@ -86,17 +86,7 @@ class CovrCLI(LightningCLI):
         if fitting:
             trainer_callbacks += [EvaluateEvery(), RunSummary()]
             if config.enable_checkpointing is not False and not _has(trainer_callbacks, ModelCheckpoint):
-                trainer_callbacks.append(
-                    ModelCheckpoint(
-                        folder / "checkpoints",
-                        filename="best",
-                        monitor="eval/return",
-                        mode="max",
-                        save_last=True,
-                        save_on_exception=True,
-                        enable_version_counter=False,
-                    )
-                )
+                trainer_callbacks.append(RunCheckpoint(folder / "checkpoints"))
         if config.enable_progress_bar is not False and fitting and not _has(trainer_callbacks, CovrProgressBar):
             trainer_callbacks.append(CovrProgressBar())
         if self._get(self.config, "actor") == "vlm":

@@ -107,6 +107,17 @@ def test_curve_and_checkpoints(run: Path) -> None:
     torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+def test_the_best_checkpoint_is_the_best_evaluations(run: Path) -> None:
+    curve = json.loads((run / "summary.json").read_text())["curve"]
+    steps = {}
+    for name in ("best", "last"):
+        checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        (data,) = (value for key, value in checkpoint.items() if "ExperienceData" in key)
+        steps[name] = data["counters"]["env_steps"]
+    assert steps["best"] == max(curve, key=lambda point: point["return"])["env_steps"]
+    assert steps["last"] == 6000
+
+
 def test_test_reproduces_the_evaluation(run: Path, untrained_vlm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = json.loads((run / "summary.json").read_text())["curve"][-1]
     arguments = [*SMALL, *short_rounds(run.parent), "--runs_dir", str(run.parent), "--vlm.path", str(untrained_vlm)]
