@@ -17,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from covr_lightning.callbacks.vlm_acts import HeldAnswers
 
 from covr_lightning.data.datamodule import EVAL_SEED_OFFSET
 from covr_lightning.envs.driving import DrivingEnv, Road
@@ -47,14 +49,13 @@ def random_actions() -> Policy:
     return lambda env, frame: driver.action(env.simulator.view())
 
 
-def vlm_acts(vlm: VLM, counts: Counter[str]) -> Policy:
-    """The VLM alone."""
+def vlm_acts(vlm: VLM, counts: SimpleNamespace) -> Policy:
+    """The VLM alone, asked at every step."""
+    answers = HeldAnswers(vlm, action_dim=2, hold_agent_steps=1, counts=counts)
 
     def policy(env: DrivingEnv, frame: np.ndarray) -> tuple[float, float]:
-        action, valid = vlm.propose(torch.from_numpy(frame.transpose(2, 0, 1).copy())[None])
-        counts["asked"] += 1
-        counts["unparsable"] += int(not valid[0])
-        return (float(action[0, 0]), float(action[0, 1])) if valid[0] else (0.0, 0.0)
+        steer, throttle = answers(torch.from_numpy(frame.transpose(2, 0, 1).copy())[None])[0].tolist()
+        return steer, throttle
 
     return policy
 
@@ -90,7 +91,7 @@ def main() -> None:
     rows = []
     for scenario in arguments.scenarios:
         env = Road(scenario).make(0)
-        vlm, counts = VLM(), Counter[str]()
+        vlm, counts = VLM(), SimpleNamespace(asked=0, unparsable=0)
         vlm.load(env.env_spec)
         policies: dict[str, Policy] = {
             "lane keeper": scripted(blind=False),
@@ -104,7 +105,7 @@ def main() -> None:
             rows.append(row)
             reward, distance = f"{row['ER']} ± {row['ER_std']}", f"{row['DD']} ± {row['DD_std']}"
             print(f"| {scenario} | {name} | {reward} | {distance} | {row['ends']} |")
-        print(f"{scenario}: {counts['unparsable']} of {counts['asked']} answers unparsable")
+        print(f"{scenario}: {counts.unparsable} of {counts.asked} answers unparsable")
         env.close()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", newline="") as file:

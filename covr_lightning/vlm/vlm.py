@@ -14,6 +14,7 @@ from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, load_lora, merge_lora, save_lora
+from covr_lightning.vlm.decode_loop import base_model
 from covr_lightning.vlm.decoding import Decoder, Decoding
 from covr_lightning.vlm.inputs import ImagePosition, VLMInputs
 from covr_lightning.vlm.loading import load_vlm, save_vlm
@@ -142,7 +143,7 @@ class VLM:
     @property
     def base_model(self) -> Any:
         """The Hugging Face model, with the adapter's layers inside if there is one."""
-        return self.model.get_base_model() if self.has_adapter else self.model
+        return base_model(self.model)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, complete or not at all; an older one at this place gives way."""

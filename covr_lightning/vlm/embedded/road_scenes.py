@@ -1,6 +1,6 @@
 """Two scenes of the built-in road: a highway and a street with a pedestrian, from the driver's seat.
 
-Only what one still picture shows is read: the car's place in its lane, where it points, distances.
+Only what one still picture shows is read: the car's place in its lane or on the road, where it points, distances.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from covr_lightning.vlm.embedded.scenes import Scene, Stage
 if TYPE_CHECKING:
     from covr_lightning.envs.driving.road.track import Pose
 
-#: Largest drawn offset from the lane's middle (m) and heading error (rad), on the highway and in the street.
-HIGHWAY_OFFSET, STREET_OFFSET, HEADING_ERROR = 1.7, 1.4, 0.3
+#: Largest drawn offset from the street's lane's middle (m), and heading error (rad) on both.
+STREET_OFFSET, HEADING_ERROR = 1.4, 0.3
 FURTHEST_CAR, FURTHEST_PEDESTRIAN = 40.0, 20.0
 CARS, VANS = 6, 2
 
@@ -37,8 +37,6 @@ class RoadStage(Stage):
     Args:
         scenario: road and weather.
         draw: draws a placement.
-        vans: vans in stock.
-        pedestrians: pedestrians in stock.
     """
 
     def __init__(self, scenario: Scenario, draw: Callable[[Any, Generator], tuple[float, Placement]]) -> None:
