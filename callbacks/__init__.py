@@ -4,6 +4,7 @@ from covr_lightning.callbacks.checkpoints import RunCheckpoint
 from covr_lightning.callbacks.evaluation import EvaluateEvery, EvaluationVideo
 from covr_lightning.callbacks.progress import CovrProgressBar
 from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
+from covr_lightning.callbacks.stopping import StopOnSignal
 from covr_lightning.callbacks.summary import RunSummary
 from covr_lightning.callbacks.vlm_acts import VLMActs
 
@@ -14,5 +15,6 @@ __all__ = [
     "ProgressiveFineTune",
     "RunCheckpoint",
     "RunSummary",
+    "StopOnSignal",
     "VLMActs",
 ]

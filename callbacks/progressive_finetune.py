@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
-from safetensors.torch import save_file
 from tensordict import TensorDictBase
 
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, Filter, LinearSchedule, Schedule, Score, Weight
+from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
+from covr_lightning.finetune.optimizers import check_optimizer
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
+from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
+from covr_lightning.stopping import stop_signals
 
 log = logging.getLogger(__name__)
+
+#: Of Lightning's precisions those that leave the base weights as they are.
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 class ProgressiveFineTune(L.Callback):
@@ -40,8 +47,12 @@ class ProgressiveFineTune(L.Callback):
         settings: How the adapter is trained.
         at_time_limit: What follows a truncated episode in g_t: ``"end"`` or ``"bootstrap"`` with the critics' V.
         entropy_states: States of D that ε is estimated on.
-        precision: Precision of the inner Trainer.
-        save_rows: Also write each round's rows of D_f (``rounds/round_NNN_rows.safetensors``).
+        precision: Precision of the inner Trainer: ``"32-true"`` computes in the weights' own types, the adapter in
+            float32; ``"bf16-mixed"`` computes both in bfloat16.
+        save_rows: Also write each round's rows of D_f (``rounds/round_NNN_rows.safetensors``), for ``covr fit --config
+            vlm_sft.yaml``.
+        launch: Trains the adapter in processes and on devices of its own; by default this process does, on the VLM's
+            device. With it, `precision` is that of the launch's config.
     """
 
     def __init__(
@@ -53,11 +64,15 @@ class ProgressiveFineTune(L.Callback):
         settings: FineTuneSettings | None = None,
         at_time_limit: Literal["end", "bootstrap"] = "end",
         entropy_states: int = 1024,
-        precision: str = "32-true",
+        precision: Precision = "32-true",
         save_rows: bool = False,
+        launch: SeparateLaunch | None = None,
     ) -> None:
         if at_time_limit not in ("end", "bootstrap"):
             raise ConfigError(f"at_time_limit is {at_time_limit!r}; it can be 'end' or 'bootstrap'.")
+        if precision not in get_args(Precision):
+            choices = " or ".join(map(repr, get_args(Precision)))
+            raise ConfigError(f"precision of ProgressiveFineTune is {precision!r}; it can be {choices}.")
         self.schedule = schedule or LinearSchedule()
         self.filter = filter or EDDF()
         self.weight = weight or RALW()
@@ -67,6 +82,7 @@ class ProgressiveFineTune(L.Callback):
         self.entropy_states = entropy_states
         self.precision = precision
         self.save_rows = save_rows
+        self.launch = launch
         self.reports: list[RoundReport] = []
         self.buffer: EpisodeBuffer | None = None
         self._restored: dict[str, Any] | None = None
@@ -79,13 +95,20 @@ class ProgressiveFineTune(L.Callback):
         assert isinstance(pl_module, SACModule), "this callback serves a SACModule"
         if data.vlm is None:
             raise ConfigError("ProgressiveFineTune has no VLM to fine-tune (YAML key vlm).")
+        if self.launch is None:
+            check_optimizer(self.settings.optimizer, trainer.strategy.root_device)
         data.vlm.load(data.spec)
+        if self.launch is None and self.schedule.rounds(data.max_env_steps):
+            data.vlm.load_weights()
         self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack)
         data.listeners.append(self._add)
         self._agent = pl_module
 
-    def _add(self, transition: TensorDictBase) -> None:
+    def _add(self, transition: TensorDictBase | None) -> None:
         assert self.buffer is not None, "setup made it"
+        if transition is None:
+            self.buffer.cut_episode()
+            return
         value = 0.0
         if self.at_time_limit == "bootstrap" and bool(transition["next", "truncated"]):
             value = float(self._agent.state_value(transition["next", "pixels"][None]))
@@ -104,25 +127,36 @@ class ProgressiveFineTune(L.Callback):
     def _round(self, trainer: L.Trainer, pl_module: SACModule, data: ExperienceData) -> None:
         assert self.buffer is not None, "setup made it"
         assert data.vlm is not None, "setup checked it"
-        if data.labels is not None:
-            data.labels.flush()
-        rows = self.buffer.rows()
-        report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
-        scores = self.score(rows, pl_module.min_q) if len(rows) else torch.zeros(0)
-        fine_tune_round(
-            report, data.vlm, rows, scores.cpu(), self._entropy(pl_module, data), self.filter, self.weight,
-            self.settings, self._trainer_kwargs(pl_module),
-        )  # fmt: skip
-        if self.save_rows and len(rows):
-            path = self._folder(trainer) / f"round_{report.round:03d}_rows.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.contiguous() for name, value in rows.items()}, path)
-        self.buffer.clear()
-        data.counters.rounds += 1
-        data.vlm.round = data.counters.rounds
-        data.vlm.to(pl_module.device)
-        self.reports.append(report)
+        # A signal in here leaves the round for the resumed run, which begins with it: until the end of this block
+        # nothing changes that the round does not do again in the same way.
+        data.step_is_open = True
+        with stop_signals.at_once():
+            if data.labels is not None:
+                data.labels.flush()
+            rows = self.buffer.rows()
+            report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
+            scores = self.score(rows, pl_module.min_q) if len(rows) else torch.zeros(0)
+            fine_tune_round(
+                report, data.vlm, rows, scores.cpu(), self._entropy(pl_module, data), self.filter, self.weight,
+                self.settings, self._trainer_kwargs(pl_module), self._adapter(trainer, report.round),
+                self.launch,
+            )  # fmt: skip
+            if self.save_rows and len(rows):
+                save_rows(
+                    self._folder(trainer) / f"round_{report.round:03d}_rows.safetensors",
+                    RowsOfRound(rows, scores, report.entropy, report.round, report.env_steps, data.spec),
+                )
+            data.vlm.round = report.round
+            data.vlm.to(pl_module.device)
+            if data.labels is not None and report.losses:
+                start = time.monotonic()
+                report.renewed = data.labels.vlm_changed(show_progress=trainer.progress_bar_callback is not None)
+                report.seconds_renewing = time.monotonic() - start
         self._record(trainer, data, report)
+        self.buffer.clear()
+        data.counters.rounds = report.round
+        self.reports.append(report)
+        data.step_is_open = False
 
     def _entropy(self, pl_module: SACModule, data: ExperienceData) -> float:
         """Estimate ε on states drawn from D, without touching the sampler's random state."""
@@ -139,25 +173,21 @@ class ProgressiveFineTune(L.Callback):
         folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"round_{report.round:03d}"
-        if data.vlm is not None and data.vlm.has_adapter:
-            data.vlm.save_adapter(folder / f"{name}_adapter")
+        if data.vlm is not None and data.vlm.has_adapter and not report.losses:
+            data.vlm.save_adapter(self._adapter(trainer, report.round))  # one that was trained is written already
         (folder / f"{name}.json").write_text(json.dumps(report.as_dict(), indent=1))
         numbers = {f"round/{k}": float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=report.env_steps)
-        text = (
-            f"Round {report.round} at {report.env_steps} environment steps: kept {report.kept} of {report.rows} rows "
-            f"(ε {report.entropy:.2f}, τ {report.tau:.2f}); VLM error {report.error_before:.3f} → "
-            f"{report.error_after:.3f}, constant {report.error_constant:.3f}; {report.seconds:.0f} s"
-        )
-        if report.note:
-            log.warning("%s; %s", text, report.note)
-        else:
-            log.info(text)
+        log.log(logging.WARNING if report.note else logging.INFO, "%s", report)
 
     @staticmethod
     def _folder(trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "rounds"
+
+    @classmethod
+    def _adapter(cls, trainer: L.Trainer, round_: int) -> Path:
+        return cls._folder(trainer) / f"round_{round_:03d}_adapter"
 
     def state_dict(self) -> dict[str, Any]:
         """Reports and D_f; the adapter is on disk under its round."""
@@ -176,18 +206,16 @@ class ProgressiveFineTune(L.Callback):
         if state is None:
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
-        folder = self._folder(trainer)
         assert self.buffer is not None, "setup made it"
         assert data.vlm is not None, "setup checked it"
         self.reports = [RoundReport(**{**r, "score_quantiles": tuple(r["score_quantiles"])}) for r in state["reports"]]
         if state["buffer"] is not None:
             self.buffer.load_state_dict(state["buffer"])
-            # The environment starts a new episode: the open one ends where it was cut.
-            self.buffer.cut_episode()
+            if not data.episode_continues:
+                self.buffer.cut_episode()
         for report in reversed(self.reports):
-            adapter = folder / f"round_{report.round:03d}_adapter"
+            adapter = self._adapter(trainer, report.round)
             if adapter.is_dir():
                 data.vlm.load_adapter(adapter, report.round)
-                data.vlm.weights_changed()
                 break
         data.vlm.round = data.counters.rounds

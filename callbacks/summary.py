@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from covr_lightning.finetune.round import RoundReport
+from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 
 #: One evaluation: ``env_steps``, then for ``return`` and whatever else is measured the mean and, as ``…_std``, the
 #: standard deviation over episodes.
@@ -26,6 +27,18 @@ class RunSummary(L.Callback):
 
     def __init__(self) -> None:
         self.curve: list[CurvePoint] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take back what a resumed run had logged after its checkpoint."""
+        steps = trainer.datamodule.counters.env_steps  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if steps and isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
+                logger.rewind(steps)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write down what is logged so far: a run resumed from this checkpoint will not log it again."""
+        for logger in trainer.loggers:
+            logger.save()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the evaluation to the curve."""
@@ -54,6 +67,7 @@ class RunSummary(L.Callback):
             "replay_bytes_per_transition": replay_bytes,
             "lost_episodes": data.lost_episodes,
             "labels_asked": data.labels.asked if data.labels is not None else 0,
+            "labels_unanswered": data.labels.unanswered if data.labels is not None else 0,
             "labels_unparsable": data.labels.unparsable if data.labels is not None else 0,
             "rounds": [r.as_dict() for r in rounds],
         }
@@ -63,8 +77,14 @@ class RunSummary(L.Callback):
             console.print(table)
         asked = summary["labels_asked"]
         if asked:
-            console.print(f"Labels: {asked} frames asked, {summary['labels_unparsable'] / asked:.1%} unparsable.")
+            missing = f", {summary['labels_unanswered'] / asked:.1%} without an answer" * (data.labels.unanswered > 0)
+            console.print(
+                f"Labels: {asked} frames asked, {summary['labels_unparsable'] / asked:.1%} unparsable{missing}."
+            )
         console.print(f"Replay: {replay_bytes:.0f} bytes per transition.")
+        peaks = [r.peak_memory_mb for r in rounds if not math.isnan(r.peak_memory_mb)]
+        if peaks:
+            console.print(f"Memory: {max(peaks):.0f} MB at most in a fine-tune round.")
         if data.lost_episodes:
             console.print(f"Episodes cut because the simulator was lost: {data.lost_episodes}.")
         if self.curve:

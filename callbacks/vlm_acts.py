@@ -16,11 +16,12 @@ class VLMActs(L.Callback):
     """Evaluates the VLM in place of the policy: the paper's VBE, and the VLM's rows of its Tables 4, 14 and 15.
 
     The VLM sees one frame at every `data.label_every_agent_steps`-th step; its action is held in between. An answer
-    that cannot be parsed is the action 0 (the paper says nothing of this) and is counted.
+    that cannot be parsed is the action 0 (the paper says nothing of this) and is counted; so is one that never came,
+    the VLM's engine being away.
     """
 
     def __init__(self) -> None:
-        self.asked = self.unparsable = 0
+        self.asked = self.unparsable = self.unanswered = 0
 
     def _take_over(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -41,7 +42,8 @@ class VLMActs(L.Callback):
         self._take_over(trainer, pl_module)
 
     def _say(self) -> None:
-        print(f"The VLM acted alone: {self.asked} frames asked, {self.unparsable} answers unparsable (action 0).")
+        missing = f", {self.unanswered} without an answer" if self.unanswered else ""
+        print(f"The VLM acted alone: {self.asked} frames asked, {self.unparsable} unparsable{missing} (action 0).")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how often it could not be understood."""
@@ -59,7 +61,7 @@ class HeldAnswers:
         vlm: Proposes actions.
         action_dim: A.
         hold_agent_steps: n.
-        counts: Its ``asked`` and ``unparsable`` are counted up.
+        counts: Its ``asked``, ``unparsable`` and ``unanswered`` are counted up.
     """
 
     def __init__(self, vlm: Labeller, action_dim: int, hold_agent_steps: int, counts: Any) -> None:
@@ -72,9 +74,10 @@ class HeldAnswers:
     def __call__(self, pixels: Tensor, deterministic: bool = True) -> Tensor:
         """The action (1, A) for the newest of the stacked frames (1, C, H, W) uint8."""
         if self._steps % self.hold_agent_steps == 0:
-            action, valid = self.vlm.propose(pixels[:, -3:])
+            action, valid, answered = self.vlm.ask(pixels[:, -3:])
             self.counts.asked += 1
-            self.counts.unparsable += int(not bool(valid[0]))
+            self.counts.unanswered += int(not bool(answered[0]))
+            self.counts.unparsable += int(bool(answered[0]) and not bool(valid[0]))
             self._held = action if bool(valid[0]) else torch.zeros_like(self._held)
         self._steps += 1
         return self._held

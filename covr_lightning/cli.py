@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from covr_lightning.config_files import resolve_arguments
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, NonFiniteError
+from covr_lightning.stopping import RunStopped
 
 USAGE = """usage: covr COMMAND ...
 
@@ -20,6 +22,8 @@ USAGE = """usage: covr COMMAND ...
                                                      evaluate a checkpoint
   covr export --config NAME.yaml --ckpt_path FILE --out FOLDER
                                                      write the policy as torch.export and ONNX
+  covr benchmark inference [--vlm.path FOLDER] [--policy FOLDER]
+                                                     memory and time an image
   covr doctor                                        what is there, what is missing
   covr configs                                       the shipped configs
   covr train-embedded-vlm --out FOLDER               train the embedded VLM by its recipe
@@ -36,6 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     _log_to_stderr()
     try:
         return _dispatch(arguments)
+    except RunStopped as stopped:
+        name = signal.Signals(stopped.signum).name
+        print(f"covr: stopped by {name}; to go on, run the same command with --ckpt_path last.", file=sys.stderr)
+        return stopped.exit_status
+    except NonFiniteError as error:
+        print(f"covr: {error}. What was saved before stays; --ckpt_path last goes on from there.", file=sys.stderr)
+        return 3
     except Exception as error:
         cause = _config_error(error)
         if cause is None:
@@ -66,6 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
         "configs": _configs,
         "train-embedded-vlm": _train_embedded_vlm,
         "export": _export,
+        "benchmark": _benchmark,
     }
     if command in own:
         return own[command](arguments[1:])
@@ -121,6 +133,13 @@ def _export(arguments: list[str]) -> int:
     from covr_lightning.training import export
 
     return export(resolved, Path(folder))
+
+
+def _benchmark(arguments: list[str]) -> int:
+    _settle_rendering()
+    from covr_lightning.benchmark import benchmark
+
+    return benchmark(arguments)
 
 
 def _train_embedded_vlm(arguments: list[str]) -> int:

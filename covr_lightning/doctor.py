@@ -25,7 +25,7 @@ _NEEDED = (
     "dm_control",
     "mujoco",
 )
-_OPTIONAL = ("bitsandbytes", "carla")
+_OPTIONAL = ("bitsandbytes", "carla", "vllm")
 
 # Runs in a process of its own: a broken OpenGL library may end it.
 _RENDER = """
@@ -88,7 +88,7 @@ def doctor() -> int:
 
 def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check("Python", (3, 10) <= sys.version_info[:2] <= (3, 12), f"{version} (3.10 to 3.12 work)", needed=True)
+    return Check("Python", (3, 11) <= sys.version_info[:2] <= (3, 12), f"{version} (3.11 and 3.12 work)", needed=True)
 
 
 def _packages() -> list[Check]:
@@ -104,7 +104,7 @@ def _packages() -> list[Check]:
     return checks
 
 
-def _in_subprocess(code: str, seconds: float = 120) -> tuple[bool, str]:
+def _in_subprocess(code: str, seconds: float = 300) -> tuple[bool, str]:
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, check=False

@@ -11,15 +11,19 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.errors import ConfigError
 
+#: What is written: torch.export's archive, and ONNX.
+POLICY_FILES = ("policy.pt2", "policy.onnx")
 #: Frames that a written file is compared with the module on, and the largest difference of an action that is accepted.
 CHECKED_FRAMES = 100
 TOLERANCE = 1e-4
@@ -86,11 +90,10 @@ def export_policy(agent: SACModule, folder: Path, seed: int = 0) -> list[Exporte
     batch = {"pixels": {0: torch.export.Dim("batch", min=1, max=4096)}}
 
     program = torch.export.export(policy, (example,), dynamic_shapes=batch)
-    pt2 = folder / "policy.pt2"
+    pt2, onnx = (folder / name for name in POLICY_FILES)
     torch.export.save(program, pt2)
     loaded = torch.export.load(pt2).module()
 
-    onnx = folder / "policy.onnx"
     torch.onnx.export(
         policy, (example,), str(onnx), dynamo=True, dynamic_shapes=batch, input_names=["pixels"],
         output_names=["action"], external_data=False, verbose=False,
@@ -103,6 +106,45 @@ def export_policy(agent: SACModule, folder: Path, seed: int = 0) -> list[Exporte
     with torch.no_grad():
         wanted = policy(frames)
         return [_checked(path, run, frames, wanted) for path, run in ((pt2, loaded), (onnx, run_onnx))]
+
+
+def open_policy(file: Path, device: torch.device) -> tuple[Callable[[Tensor], object], tuple[int, ...]]:
+    """Open what :func:`export_policy` wrote.
+
+    Args:
+        file: policy.pt2 or policy.onnx.
+        device: Where policy.pt2 is to run; policy.onnx runs on the CPU.
+
+    Returns:
+        What turns observations (B, C, H, W) uint8, on that device, into actions (B, A); and (C, H, W).
+
+    Raises:
+        ConfigError: The file cannot be read, or ONNX Runtime is missing.
+    """
+    if file.suffix == ".onnx" and find_spec("onnxruntime") is None:
+        raise ConfigError(f'Running {file} needs ONNX Runtime: pip install "covr_lightning[export]".')
+    try:
+        return _open_onnx(file) if file.suffix == ".onnx" else _open_pt2(file, device)
+    except Exception as error:  # neither reader has an exception of its own
+        kind = type(error).__name__
+        raise ConfigError(f"The policy {file} cannot be read ({kind}): `covr export` writes it.") from error
+
+
+def _open_pt2(file: Path, device: torch.device) -> tuple[Callable[[Tensor], object], tuple[int, ...]]:
+    program = torch.export.load(file)
+    assert program.example_inputs is not None, "export_policy gave an example"
+    (example,), _ = program.example_inputs
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    return torch.inference_mode()(program.module()), tuple(example.shape[1:])
+
+
+def _open_onnx(file: Path) -> tuple[Callable[[Tensor], object], tuple[int, ...]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (pixels,) = session.get_inputs()
+    return lambda batch: np.asarray(session.run(None, {pixels.name: batch.numpy()})[0]), tuple(pixels.shape[1:])
 
 
 def _checked(path: Path, run: Callable[[Tensor], Tensor], frames: Tensor, wanted: Tensor) -> Exported:

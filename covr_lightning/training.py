@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
-import torch
 import transformers
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.callbacks import CovrProgressBar, EvaluateEvery, EvaluationVideo, RunCheckpoint, RunSummary, VLMActs
+from covr_lightning.callbacks import (
+    CovrProgressBar,
+    EvaluateEvery,
+    EvaluationVideo,
+    RunCheckpoint,
+    RunSummary,
+    StopOnSignal,
+    VLMActs,
+)
 from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.export import CHECKED_FRAMES, export_policy
+from covr_lightning.finetune.module import VLMFineTuner
+from covr_lightning.finetune.saved_rows import SavedRows
+from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
+from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
+from covr_lightning.saving.lock import only_run_in
 from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
+CLI = TypeVar("CLI", bound="ParsingCLI")
 
-class CovrCLI(LightningCLI):
-    """LightningCLI with a `vlm` key, a run folder, and what every run wants."""
 
-    run_name = "run"
+class ParsingCLI(LightningCLI):
+    """LightningCLI that says in one sentence what is wrong with a config, and knows a run's folder."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys beside `model`, `data` and `trainer`, and fill in what one part knows of another."""
-        parser.add_class_arguments(VLM, "vlm")
+    def add_run_arguments(self, parser: LightningArgumentParser) -> None:
+        """Add the keys that say where a run is written and what its config builds on."""
         parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str | None, default=None, help="the run's name; by default the config's")
         parser.add_argument("--base", type=str | list[str] | None, default=None, help="configs that a YAML builds on")
-        parser.add_argument("--video", type=bool, default=False, help="write an mp4 of each evaluation's first episode")
-        parser.add_argument(
-            "--actor", type=Literal["policy", "vlm"], default="policy", help="who acts in validate and test"
-        )
-        parser.link_arguments("vlm", "data.init_args.vlm", apply_on="instantiate")
-        parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises what it finds wrong, instead of printing its usage and leaving."""
@@ -58,6 +64,27 @@ class CovrCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise ConfigError(one_sentence(str(error), self._parser(args[0]))) from error
+
+    def save_config(self, path: Path) -> None:
+        """Write the run's full configuration."""
+        _write_config(self._parser(self.subcommand), self.config[self.subcommand], path)
+
+
+class CovrCLI(ParsingCLI):
+    """LightningCLI with a `vlm` key, a run folder, and what every run wants."""
+
+    run_name = "run"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys beside `model`, `data` and `trainer`, and fill in what one part knows of another."""
+        parser.add_class_arguments(VLM, "vlm")
+        self.add_run_arguments(parser)
+        parser.add_argument("--video", type=bool, default=False, help="write an mp4 of each evaluation's first episode")
+        parser.add_argument(
+            "--actor", type=Literal["policy", "vlm"], default="policy", help="who acts in validate and test"
+        )
+        parser.link_arguments("vlm", "data.init_args.vlm", apply_on="instantiate")
+        parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Give the Trainer the run's folder, loggers, checkpoints and callbacks, unless the YAML has its own."""
@@ -76,17 +103,19 @@ class CovrCLI(LightningCLI):
         kwargs["check_val_every_n_epoch"] = 1
         fitting = self.subcommand == "fit"
         if config.logger in (None, True) and fitting:
-            # A resumed run writes a CSV of its own beside the first: Lightning's logger does not append.
-            part = 1 + len(list(folder.glob("logs/csv*")))
-            csv = CSVLogger(folder, name="logs", version="csv" if part == 1 else f"csv-{part}")
-            kwargs["logger"] = [csv, TensorBoardLogger(folder, name="logs", version="tensorboard")]
+            csv = RunCSVLogger(folder, name="logs", version="csv")
+            kwargs["logger"] = [csv, RunTensorBoardLogger(folder, name="logs", version="tensorboard")]
         elif not fitting:
             kwargs["logger"] = False
         trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
         if fitting:
-            trainer_callbacks += [EvaluateEvery(), RunSummary()]
+            trainer_callbacks += [EvaluateEvery(), RunSummary(), StopOnSignal()]
             if config.enable_checkpointing is not False and not _has(trainer_callbacks, ModelCheckpoint):
-                trainer_callbacks.append(RunCheckpoint(folder / "checkpoints"))
+                trainer_callbacks.append(RunCheckpoint())
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not _has(plugins, CheckpointIO):
+            kwargs["plugins"] = [*plugins, CheckpointFiles()]
         if config.enable_progress_bar is not False and fitting and not _has(trainer_callbacks, CovrProgressBar):
             trainer_callbacks.append(CovrProgressBar())
         if self._get(self.config, "actor") == "vlm":
@@ -96,7 +125,20 @@ class CovrCLI(LightningCLI):
         if self._get(self.config, "video"):
             trainer_callbacks.append(EvaluationVideo())
         kwargs["callbacks"] = trainer_callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if fitting and trainer.world_size > 1:
+            raise ConfigError(
+                f"trainer.devices and trainer.num_nodes make {trainer.world_size} processes, but an agent trains in "
+                "one; several can fine-tune its VLM (docs/several_gpus.md)."
+            )
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's would read hyperparameters from the checkpoint, which has none, before it is checked."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with only_run_in(Path(self.trainer.default_root_dir)) if subcommand == "fit" else contextlib.nullcontext():
+            super()._run_subcommand(subcommand)
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -105,13 +147,14 @@ class _SaveConfig(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write it once, when training starts."""
         if stage == "fit" and trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            config = self.config.clone()
-            config.base = None  # what it builds on is in it now
-            self.parser.save(
-                config, str(folder / self.config_filename), skip_none=False, overwrite=True, multifile=False
-            )
+            _write_config(self.parser, self.config, Path(trainer.default_root_dir) / self.config_filename)
+
+
+def _write_config(parser: LightningArgumentParser, config: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = config.clone()
+    config.base = None  # what it builds on is in it now
+    parser.save(config, str(path), skip_none=False, overwrite=True, multifile=False)
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:
@@ -128,15 +171,26 @@ def run(arguments: list[str], name: str) -> int:
     Returns:
         Exit status.
     """
+    from covr_lightning.finetune.cli import FineTuneCLI, fine_tunes_alone  # it builds on ParsingCLI
+
+    if fine_tunes_alone(arguments):
+        FineTuneCLI.run_name = name
+        return _build(FineTuneCLI, arguments, VLMFineTuner, SavedRows).status
     CovrCLI.run_name = name
-    return _build(CovrCLI, arguments)
+    _build(CovrCLI, arguments)
+    return 0
 
 
-def _build(cli: type[CovrCLI], arguments: list[str]) -> int:
+def _build(
+    cli: type[CLI],
+    arguments: list[str],
+    model: type[L.LightningModule] = SACModule,
+    data: type[L.LightningDataModule] = ExperienceData,
+) -> CLI:
     _silence()
-    cli(
-        SACModule,
-        ExperienceData,
+    return cli(
+        model,
+        data,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
@@ -146,7 +200,6 @@ def _build(cli: type[CovrCLI], arguments: list[str]) -> int:
         auto_configure_optimizers=False,
         args=arguments,
     )
-    return 0
 
 
 class _ExportCLI(CovrCLI):
@@ -158,7 +211,7 @@ class _ExportCLI(CovrCLI):
         path = self._get(self.config_init, "ckpt_path")
         if path is None:
             raise ConfigError("`covr export` needs --ckpt_path, e.g. --ckpt_path runs/NAME/checkpoints/best.ckpt.")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_checkpoint(Path(path))
         check_checkpoint(checkpoint.get("covr_spec"), self.model.spec)
         self.model.load_state_dict(checkpoint["state_dict"])
         for file in export_policy(self.model, self.folder):
@@ -179,7 +232,8 @@ def export(arguments: list[str], folder: Path) -> int:
         Exit status.
     """
     _ExportCLI.folder = folder
-    return _build(_ExportCLI, arguments)
+    _build(_ExportCLI, arguments)
+    return 0
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

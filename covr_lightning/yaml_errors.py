@@ -28,7 +28,7 @@ FILLED_IN = ("spec", "vlm")
 #: Packages that export the classes a YAML may name.
 PACKAGES = ("agent", "callbacks", "data", "envs", "finetune", "vlm")
 
-_KEY = re.compile(r'Parser key "(.+)":')
+_KEY = re.compile(r'Parser key "(.+?)"(?: element \d+)?:')
 _SUBTYPES = re.compile(r"Subtypes: (.+)")
 _CLASS = re.compile(r"Problem with given class_path '(.+)':")
 _GIVEN = re.compile(r"Given value: (.*)")

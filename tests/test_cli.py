@@ -35,6 +35,10 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--model.gamma", "1.5"], ["1.5", "0 to 1", "model.gamma"]),
         ([*QUICK, "--ckpt_path", "nothere.ckpt"], ["nothere.ckpt", "--ckpt_path"]),
         ([*QUICK, "--ckpt_path", "last", "--name", "none-such"], ["none-such", "--ckpt_path last"]),
+        (
+            [*QUICK, "--trainer.devices", "2", "--trainer.accelerator", "cpu"],
+            ["2 processes", "in one", "trainer.devices"],
+        ),
         (["fit"], ["--config"]),
         (["fti"], ["'fti'", "fit, validate, test"]),
     ],

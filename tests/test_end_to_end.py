@@ -10,52 +10,11 @@ import pytest
 import torch
 
 from covr_lightning.cli import main
-
-# 40 environment steps an agent step, so an episode has 25 of them and the run 150; rounds after 30 and 90 agent steps;
-# guidance from the first round on.
-SMALL_SETTINGS = {
-    "--config": "quickstart.yaml",
-    "--data.max_env_steps": "6000",
-    "--data.env.action_repeat": "40",
-    "--data.warmup_agent_steps": "20",
-    "--data.batch_size": "8",
-    "--data.env.size": "40",
-    "--data.eval_every_env_steps": "3000",
-    "--data.eval_episodes": "1",
-    "--data.label_every_agent_steps": "2",
-    "--data.label_batch_size": "8",
-    "--model.augmentation.size": "32",
-    "--model.hidden": "16",
-    "--model.filters": "4",
-    "--trainer.log_every_n_steps": "10",
-    "--trainer.enable_progress_bar": "false",
-    "--trainer.accelerator": "cpu",
-}
-SMALL = [part for setting in SMALL_SETTINGS.items() for part in setting]
-
-
-def fit(folder: Path, vlm: Path, *more: str) -> int:
-    return main(["fit", *SMALL, "--runs_dir", str(folder), "--vlm.path", str(vlm), *short_rounds(folder), *more])
-
-
-def short_rounds(folder: Path) -> list[str]:
-    """A config that shortens the rounds: nested callback settings compose from a second file."""
-    path = folder / "short.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        """
-trainer:
-  callbacks:
-    - class_path: covr_lightning.callbacks.ProgressiveFineTune
-      init_args:
-        schedule: {class_path: covr_lightning.finetune.LinearSchedule, init_args: {psi0_env_steps: 1200}}
-        filter: {class_path: covr_lightning.finetune.KeepAll}
-        entropy_states: 16
-        settings: {epochs: 1, max_steps: 2, batch_size: 4, accumulate: 1, lr: 1.0e-3, held_out: 0.2,
-                   gradient_checkpointing: false}
-"""
-    )
-    return ["--config", str(path), "--name", "run"]
+from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.saving.checkpoints import load_checkpoint
+from covr_lightning.saving.manifest import manifest_of
+from tests.short_runs import SMALL, fit, short_rounds
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +96,23 @@ def test_resume_goes_on_from_the_last_checkpoint(run: Path, untrained_vlm: Path,
     assert resumed["grad_steps"] == 150 - 20 + 1
     assert [r["env_steps"] for r in resumed["rounds"]] == [1200, 3600]
     assert [point["env_steps"] for point in resumed["curve"]] == [40, 3000, 6000]
+
+
+def test_after_each_round_the_answers_in_the_replay_are_given_anew(untrained_vlm: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path, untrained_vlm, "--data.stale_priors", "relabel", "--data.max_env_steps", "5000") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    first, second = summary["rounds"]
+    # Labelling begins after the first round; agent steps 30 … 88 of every second one are in D at the second.
+    assert (first["renewed"], second["renewed"]) == (0, 30)
+    manifest = manifest_of(load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"))
+    assert manifest is not None
+    assert manifest["rows_written"] == 125
+    storage = FrameStackStorage(manifest["max_size"])
+    ReplayParts(tmp_path / "run" / "replay").restore(storage, manifest)
+    rounds = storage.column("vlm_round").squeeze(-1)
+    labelled = rounds[rounds >= 0]
+    assert len(labelled) >= 30
+    assert (labelled == 2).all()
 
 
 def test_two_seeds_differ_and_one_seed_repeats(untrained_vlm: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.optim import Adam, Optimizer
 
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
 from covr_lightning.agent.checks import check_checkpoint, check_sizes
+from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.networks import ConvTrunk, GaussianActor, Projection, TwinQ
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
@@ -61,6 +62,8 @@ class SACModule(L.LightningModule):
         target_every_grad_steps: Critic updates per update of the targets.
         critic_tau: Step of the target critics' moving average.
         encoder_tau: Step of the target encoder's moving average.
+        on_non_finite: What a NaN or infinite reward, loss or gradient does: ``"stop"`` the run (exit status 3; what was
+            saved before stays), or ``"skip"`` the update or the transition.
         seed: Seed of augmentation and update noise.
     """
 
@@ -86,6 +89,7 @@ class SACModule(L.LightningModule):
         target_every_grad_steps: int = 2,
         critic_tau: float = 0.01,
         encoder_tau: float = 0.05,
+        on_non_finite: OnNonFinite = "stop",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -107,6 +111,7 @@ class SACModule(L.LightningModule):
         self.target_entropy = -float(spec.action_dim)
         self.seed = seed
         self.counters = Counters()
+        self.finite = FiniteGuard(on_non_finite)
         self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
         #: Makes the policy of one evaluation episode; None takes this agent.
@@ -204,9 +209,7 @@ class SACModule(L.LightningModule):
         for view, weight in zip(views.critic, views.critic_weights, strict=True):
             q1, q2 = self.critic(self.critic_projection(self.trunk(view)), a)
             loss_q = loss_q + weight * (F.mse_loss(q1, y) + F.mse_loss(q2, y))
-        critic_opt.zero_grad()
-        self.manual_backward(loss_q)
-        critic_opt.step()
+        self._descend(critic_opt, loss_q, "critics' loss")
         self.counters.grad_steps += 1
         metrics |= {"train/critic_loss": loss_q.detach(), "train/q": q1.detach().mean()}
 
@@ -221,14 +224,10 @@ class SACModule(L.LightningModule):
                 loss_pi = (alpha * log_pi - q).mean()
                 guided = a_r if self.prior.action == "sample" else mean
                 loss_prior = self.prior.loss(guided, batch["a_v"], batch["a_v_valid"], self.counters)
-                actor_opt.zero_grad()
-                self.manual_backward(loss_pi + loss_prior)
-            actor_opt.step()
+                self._descend(actor_opt, loss_pi + loss_prior, "actor's loss")
 
             loss_alpha = (self.log_alpha.exp() * (-log_pi - self.target_entropy).detach()).mean()
-            alpha_opt.zero_grad()
-            self.manual_backward(loss_alpha)
-            alpha_opt.step()
+            self._descend(alpha_opt, loss_alpha, "temperature's loss")
             metrics |= {
                 "train/actor_loss": loss_pi.detach(),
                 "train/prior_loss": loss_prior.detach(),
@@ -239,9 +238,7 @@ class SACModule(L.LightningModule):
 
         for objective, optimizer in zip(self._objectives(), objective_opts, strict=True):
             loss, objective_metrics = objective.loss(batch, views, self)
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
+            self._descend(optimizer, loss, f"loss of {type(objective).__name__}")
             metrics |= objective_metrics
 
         if self.counters.grad_steps % self.target_every_grad_steps == 0:
@@ -249,6 +246,14 @@ class SACModule(L.LightningModule):
             soft_update(self.target_trunk, self.trunk, self.encoder_tau)
             soft_update(self.target_projection, self.critic_projection, self.encoder_tau)
         self._log(metrics)
+
+    def _descend(self, optimizer: Any, loss: Tensor, name: str) -> None:
+        """One optimizer step down a loss, if loss and gradients are finite."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        if self.finite.allows(name, self.counters, loss.detach(), parameters):
+            optimizer.step()
 
     def _target(self, view: Tensor, r: Tensor, not_done: Tensor, alpha: Tensor) -> Tensor:
         """The target y for one view of o': the action from the online actor, the value from the target networks."""
@@ -285,7 +290,11 @@ class SACModule(L.LightningModule):
     def _log_evaluation(self, prefix: str) -> None:
         result = {f"{prefix}/{name}": value.float() for name, value in self.eval_episodes.compute().items()}
         self.eval_episodes.reset()
-        self.log_dict({**result, "step": float(self.counters.env_steps)}, rank_zero_only=True)
+        fitting = self.trainer.state.fn == "fit"
+        # Lightning prints a test's table of what goes to loggers, even if there are none.
+        self.log_dict(result, logger=not fitting, rank_zero_only=True)
+        if fitting:
+            self._log_at_env_steps(result)
 
     # -- optimizers, logging, state ------------------------------------------------------------------------------
 
@@ -332,7 +341,13 @@ class SACModule(L.LightningModule):
         if trainer is None or self.counters.grad_steps % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         metrics["train/lambda"] = self.prior.weight(self.counters)
-        self.log_dict({**metrics, "step": float(self.counters.env_steps)}, batch_size=1)
+        self._log_at_env_steps(metrics)
+
+    def _log_at_env_steps(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Hand metrics to the loggers now; Lightning's own rhythm starts anew with every resumed run."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.counters.env_steps)
 
     def setup(self, stage: str) -> None:
         """Share the run's clock and check that batch and warm-up fit together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,16 @@ from covr_lightning.agent.sac import SACModule
 from covr_lightning.counters import Counters
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
-from covr_lightning.data.labels import LabelQueue
+from covr_lightning.data.labels import LabelQueue, StalePriors
+from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import global_state, set_global_state
+from covr_lightning.saving.checkpoints import newest_good_checkpoint
+from covr_lightning.saving.manifest import ReplayPartError
 from covr_lightning.vlm.vlm import VLM
+
+log = logging.getLogger(__name__)
 
 #: Keys of a transition that go into the replay; what else a collector adds is left out.
 TRANSITION_KEYS = ("pixels", "action", ("next", "pixels"), ("next", "reward"), ("next", "done"))
@@ -49,6 +56,10 @@ class ExperienceData(L.LightningDataModule):
         sampler: TorchRL sampler; uniform by default.
         label_every_agent_steps: The VLM is asked for every n-th agent step.
         label_batch_size: Frames per question to the VLM.
+        stale_priors: What becomes of D's answers when a round has changed the VLM: ``"keep"`` them as they are (the
+            paper's Algorithm 1 asks once per transition), ``"mask"`` them, so that only the newest VLM guides, or
+            ``"relabel"`` their rows by the newest VLM, which costs one answer per labelled row and round.
+        relabel_batch_size: Frames per question when relabelling.
         eval_every_env_steps: Environment steps between two evaluations.
         eval_episodes: Episodes per evaluation.
         seed: Seed of environment, exploration and sampling. The evaluation environment has seeds of its own.
@@ -66,6 +77,8 @@ class ExperienceData(L.LightningDataModule):
         sampler: Sampler | None = None,
         label_every_agent_steps: int = 10,
         label_batch_size: int = 16,
+        stale_priors: StalePriors = "keep",
+        relabel_batch_size: int = 128,
         eval_every_env_steps: int = 10_000,
         eval_episodes: int = 10,
         seed: int = 0,
@@ -73,7 +86,7 @@ class ExperienceData(L.LightningDataModule):
         super().__init__()
         for name in ("max_env_steps", "batch_size", "replay_capacity", "label_every_agent_steps", "label_batch_size"):
             _at_least_one(name, locals()[name])
-        for name in ("warmup_agent_steps", "eval_every_env_steps", "eval_episodes"):
+        for name in ("warmup_agent_steps", "eval_every_env_steps", "eval_episodes", "relabel_batch_size"):
             _at_least_one(name, locals()[name])
         if batch_size > warmup_agent_steps:
             raise ConfigError(
@@ -102,13 +115,16 @@ class ExperienceData(L.LightningDataModule):
         self.sampler = sampler
         self.label_every_agent_steps = label_every_agent_steps
         self.label_batch_size = label_batch_size
+        self.stale_priors: StalePriors = stale_priors
+        self.relabel_batch_size = relabel_batch_size
         self.eval_every_env_steps = eval_every_env_steps
         self.eval_episodes = eval_episodes
         self.seed = seed
 
         self.counters = Counters()
-        #: Called with every transition, in order; the fine-tune callback fills D_f so.
-        self.listeners: list[Callable[[TensorDictBase], None]] = []
+        #: Called with every transition, in order, and with None where an episode is cut; the fine-tune callback fills
+        #: D_f so.
+        self.listeners: list[Callable[[TensorDictBase | None], None]] = []
         self.replay: TensorDictReplayBuffer | None = None
         self.labels: LabelQueue | None = None
         self.episode_return = 0.0
@@ -116,7 +132,13 @@ class ExperienceData(L.LightningDataModule):
         self._env: PixelEnv | None = None
         self._eval_env: PixelEnv | None = None
         self._collector: Collector | None = None
+        #: Whether a round or an evaluation of the newest agent step is still to come (it was stopped in one). A resumed
+        #: run then begins with an empty item, which brings them about.
+        self.step_is_open = False
+        #: Whether the training episode that a checkpoint was saved in could be continued.
+        self.episode_continues = True
         self._restored: dict[str, Any] | None = None
+        self._global_random_state: dict[str, Any] | None = None
 
     @property
     def spec(self) -> EnvSpec:
@@ -139,6 +161,8 @@ class ExperienceData(L.LightningDataModule):
         if stage != "fit" or self.replay is not None:
             return
         model = self._model
+        if self.vlm is not None and self.trainer is not None:
+            self.vlm.to(self.trainer.strategy.root_device)  # loaded there at once
         if model.prior.uses_vlm or self.warmup_actions == "vlm":
             if self.vlm is None:
                 raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
@@ -149,22 +173,17 @@ class ExperienceData(L.LightningDataModule):
             batch_size=self.batch_size,
             generator=torch.Generator().manual_seed(self.seed),
         )
+        self._parts = ReplayParts(Path(self._trainer.default_root_dir) / "replay")
         if self.vlm is not None:
-            self.labels = LabelQueue(self.storage, self.vlm, self.label_every_agent_steps, self.label_batch_size)
+            self.labels = LabelQueue(
+                self.storage, self.vlm, self.label_every_agent_steps, self.label_batch_size, self.stale_priors,
+                self.relabel_batch_size,
+            )  # fmt: skip
         self.policy = ExplorationPolicy(
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
             self.label_every_agent_steps, self.seed,
         )  # fmt: skip
         self._env = self.env_factory.make(self.seed)
-        self._collector = Collector(
-            self._env,
-            self.policy,
-            frames_per_batch=1,
-            total_frames=-1,
-            trust_policy=True,
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
-        )
         if self._restored is not None:
             self._restore(self._restored)
 
@@ -195,23 +214,34 @@ class ExperienceData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """One item per agent step: a batch (B,) of transitions, or an empty TensorDict during the warm-up."""
-        return DataLoader(_Stream(self), batch_size=None, num_workers=0, collate_fn=_as_is)
+        return DataLoader(_Stream(self), batch_size=None, num_workers=0, collate_fn=_as_is, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
         """One item per evaluation episode: its seed."""
         first = self.seed + EVAL_SEED_OFFSET
-        return DataLoader(range(first, first + self.eval_episodes), batch_size=None, num_workers=0)  # type: ignore[arg-type]
+        seeds: Any = range(first, first + self.eval_episodes)
+        # Without a generator, every evaluation would draw from the global random numbers.
+        return DataLoader(seeds, batch_size=None, num_workers=0, generator=torch.Generator())
 
     test_dataloader = val_dataloader
 
     def stream(self) -> Iterator[TensorDictBase]:
         """Collect, store, label, sample, until the run is over."""
-        assert self._collector is not None, "setup('fit') comes first"
         assert self.replay is not None, "setup('fit') comes first"
         prior = self._model.prior
+        self._collector = self._make_collector()
+        if self._global_random_state is not None:  # Lightning drew from it while it made the loaders
+            set_global_state(self._global_random_state)
+            self._global_random_state = None
+        if self.step_is_open:
+            self.step_is_open = False
+            yield TensorDict({}, [])
+        if self.counters.env_steps >= self.max_env_steps:
+            return
         for collected in self._collector:
             transition = self._store(collected)
-            if self.labels is not None and prior.uses_vlm and prior.wants_labels(self.counters):
+            wants_label = prior.uses_vlm and prior.wants_labels(self.counters)
+            if self.labels is not None and wants_label and transition is not None:
                 self.labels.offer(self.storage.last_row_id, self.counters.agent_steps - 1)
             for listener in self.listeners:
                 listener(transition)
@@ -220,18 +250,37 @@ class ExperienceData(L.LightningDataModule):
             if self.counters.env_steps >= self.max_env_steps:
                 return
 
-    def _store(self, collected: TensorDictBase) -> TensorDictBase:
-        """Write one collected agent step into D and advance the clock."""
+    def _make_collector(self) -> Collector:
+        """Begin to collect: with a new episode, or with the one that a checkpoint brought."""
+        noise = self.policy.noise_state()
+        collector = Collector(
+            self._env,
+            self.policy,
+            frames_per_batch=1,
+            total_frames=-1,
+            trust_policy=True,
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+        )
+        self.policy.set_noise_state(noise)  # it asks the policy once, to see what it gives
+        return collector
+
+    def _store(self, collected: TensorDictBase) -> TensorDictBase | None:
+        """Write one collected agent step into D and advance the clock; None if its reward is not finite."""
         rows = collected.reshape(-1).select(*TRANSITION_KEYS)
         n, a = len(rows), self.spec.action_dim
         rows["a_v"] = torch.zeros(n, a)
         rows["a_v_valid"] = torch.zeros(n, 1, dtype=torch.bool)
         rows["vlm_round"] = torch.full((n, 1), -1)
         assert self.replay is not None, "setup('fit') comes first"
-        self.replay.extend(rows)
         transition = rows[0]
+        finite = self._model.finite.allows("reward", self.counters, transition["next", "reward"])
         self.counters.agent_steps += 1
         self.counters.env_steps += self.spec.action_repeat
+        if not finite:
+            self.storage.cut_episode()
+            return None
+        self.replay.extend(rows)
         self.episode_return += float(transition["next", "reward"])
         if bool(transition["next", "done"]):
             self.counters.episodes += 1
@@ -241,26 +290,19 @@ class ExperienceData(L.LightningDataModule):
     # -- state ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock and the replay's file, written beside the checkpoint.
-
-        The environment itself is not saved yet: a resumed run starts a new episode, and the one that was open counts
-        as truncated.
-        """
+        """The clock, the running episode, random states, and the replay's manifest, whose new part is written first."""
         state: dict[str, Any] = {"counters": self.counters.state_dict()}
         if self.replay is None:
             return state
-        folder = Path(self._trainer.default_root_dir) / "replay"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"env{self.counters.env_steps}.safetensors"
-        if not path.exists():
-            self.storage.save(path)
-            # The checkpoint before the newest may still be the one that is resumed, if this one is not finished.
-            for old in sorted(folder.glob("env*.safetensors"), key=lambda p: p.stat().st_mtime)[:-2]:
-                old.unlink()
         state |= {
-            "replay": str(path),
+            "replay": self._parts.save(self.storage),
             "sampler_rng": self.replay._rng.get_state(),
-            "exploration_rng": self.policy.noise.get_state(),
+            "exploration": self.policy.noise_state(),
+            "episode": self._env.episode_state() if self._env is not None else None,
+            "episode_return": self.episode_return,
+            "last_training_return": self.last_training_return,
+            "step_is_open": self.step_is_open,
+            "global_random_state": global_state(),
             "labels": self.labels.state_dict() if self.labels is not None else None,
             "vlm_round": self.vlm.round if self.vlm is not None else 0,
         }
@@ -278,18 +320,26 @@ class ExperienceData(L.LightningDataModule):
         self._restored = None
         if "replay" not in state:
             return
-        path = Path(state["replay"])
-        if not path.is_file():
-            raise ConfigError(f"The checkpoint's replay {path} is gone; without it the run cannot be resumed.")
         try:
-            self.storage.restore(path)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        self.storage.cut_episode()
+            self._parts.restore(self.storage, state["replay"])
+        except ReplayPartError as error:
+            other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
+            raise ConfigError(f"{error}; {other}.") from error
         assert self.replay is not None, "restored after setup"
-        self.replay._writer._cursor = (self.storage.last_row_id + 1) % self.replay_capacity
+        assert self._env is not None, "restored after setup"
+        written = self.storage.last_row_id + 1
+        self.replay._writer.load_state_dict({"_cursor": written % self.replay_capacity, "_write_count": written})
         self.replay._rng.set_state(state["sampler_rng"])
-        self.policy.noise.set_state(state["exploration_rng"])
+        self.policy.set_noise_state(state["exploration"])
+        self.step_is_open = state["step_is_open"]
+        self.last_training_return = state["last_training_return"]
+        self._global_random_state = state["global_random_state"]
+        self.episode_continues = self._env.restore_episode(state["episode"])
+        if self.episode_continues:
+            self.episode_return = state["episode_return"]
+        else:
+            log.warning("%s cannot continue the episode it was stopped in: it is cut.", type(self._env).__name__)
+            self.storage.cut_episode()
         if self.labels is not None and state["labels"] is not None:
             self.labels.load_state_dict(state["labels"])
 
@@ -310,7 +360,7 @@ class _Stream(IterableDataset):
         self.data = data
 
     def __len__(self) -> int:
-        return max(0, self.data.agent_steps - self.data.counters.agent_steps)
+        return max(0, self.data.agent_steps - self.data.counters.agent_steps) + self.data.step_is_open
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         return self.data.stream()

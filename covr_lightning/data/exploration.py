@@ -59,6 +59,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         self.hold_agent_steps = hold_agent_steps
         self.noise = torch.Generator().manual_seed(seed)  # uniform actions, on the CPU
         self._seed = seed
+        self._actor_noise_state: Tensor | None = None
         self._actor_noise: torch.Generator | None = None
         self._held: Tensor | None = None
 
@@ -69,10 +70,28 @@ class ExplorationPolicy(TensorDictModuleBase):
         else:
             actor = self._actor[0]
             device = getattr(actor, "device", torch.device("cpu"))
-            if self._actor_noise is None or self._actor_noise.device != device:
-                self._actor_noise = torch.Generator(device).manual_seed(self._seed)
-            action = actor.act(tensordict["pixels"][None], generator=self._actor_noise)[0].cpu()
+            action = actor.act(tensordict["pixels"][None], generator=self._noise_on(device))[0].cpu()
         return tensordict.set("action", action)
+
+    def _noise_on(self, device: torch.device) -> torch.Generator:
+        if self._actor_noise is None or self._actor_noise.device != device:
+            self._actor_noise = torch.Generator(device).manual_seed(self._seed)
+            if self._actor_noise_state is not None:
+                self._actor_noise.set_state(self._actor_noise_state)
+                self._actor_noise_state = None
+        return self._actor_noise
+
+    def noise_state(self) -> dict[str, Tensor | None]:
+        """The noise's random states, and the VLM's action that is being held."""
+        actor = self._actor_noise.get_state() if self._actor_noise is not None else self._actor_noise_state
+        return {"uniform": self.noise.get_state(), "actor": actor, "held": self._held}
+
+    def set_noise_state(self, state: dict[str, Tensor | None]) -> None:
+        """Set what :meth:`noise_state` gave."""
+        assert state["uniform"] is not None, "noise_state always has it"
+        self.noise.set_state(state["uniform"])
+        self._actor_noise, self._actor_noise_state = None, state["actor"]
+        self._held = state["held"]
 
     def _warmup_action(self, pixels: Tensor) -> Tensor:
         uniform = torch.rand(self.action_dim, generator=self.noise) * 2 - 1

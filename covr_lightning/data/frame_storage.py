@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage
 
@@ -17,6 +15,23 @@ log = logging.getLogger(__name__)
 
 #: Frames kept per transition. An episode of T transitions has T + 1 frames, so this holds episodes of 20 and longer.
 FRAMES_PER_TRANSITION = 1.05
+
+
+@dataclass
+class ReplaySlice:
+    """Consecutive rows, the frames that they brought, and late labels of rows before them.
+
+    Attributes:
+        rows: Entry → (N, …), by its key with ``/`` between the levels.
+        first_frame: Running number of the first frame.
+        frames: (F, 3, H, W) uint8.
+        labels: ``row_id`` (L,) and entries of those rows (L, …); may be empty.
+    """
+
+    rows: dict[str, torch.Tensor]
+    first_frame: int
+    frames: torch.Tensor
+    labels: dict[str, torch.Tensor]
 
 
 class FrameStackStorage(LazyTensorStorage):
@@ -54,11 +69,20 @@ class FrameStackStorage(LazyTensorStorage):
         self._rows_written = 0
         self._first = 0  # number of the current episode's first frame
         self._episode_open = False
+        #: How often the storage was saved; a label is stamped with it, so that the next save finds what changed.
+        self.saves = 0
+        self._labelled_at = torch.full((max_size,), -1)
+        self._label_keys: set[str] = set()
 
     # -- writing -------------------------------------------------------------------------------------------------
 
     def cut_episode(self) -> None:
-        """Say that the next row starts a new episode although the last row was not done (a resumed run)."""
+        """End the open episode where it is: its last row becomes truncated (a run resumed without its environment)."""
+        if self._episode_open:
+            last = torch.tensor([self.last_row_id % self.max_size])
+            for key in ("next/done", "next/truncated"):
+                if tuple(key.split("/")) in self._storage.keys(True):
+                    self.write_column(key, last, torch.ones(1, 1, dtype=torch.bool))
         self._episode_open = False
 
     def set(self, cursor: int | Sequence[int] | slice, data: TensorDictBase, *, set_cursor: bool = True) -> None:
@@ -89,16 +113,15 @@ class FrameStackStorage(LazyTensorStorage):
         self._frames[next_frame % self._frame_capacity] = data["next", "pixels"][:, -3:].to(self._frames.device)
         if starts.any():
             self._frames[newest[starts] % self._frame_capacity] = data["pixels"][starts, -3:].to(self._frames.device)
-        self._written = int(next_frame[-1]) + 1
-        self._first = int(first[-1])
-        self._episode_open = not bool(done[-1])
-
         rows = data.exclude("pixels", ("next", "pixels"))
         rows["frame"] = newest
         rows["first_frame"] = first
         rows["row_id"] = self._rows_written + torch.arange(n)
-        self._rows_written += n
         super().set(cursor, rows[0] if single else rows, set_cursor=set_cursor)
+        self._rows_written += n
+        self._written = int(next_frame[-1]) + 1
+        self._first = int(first[-1])
+        self._episode_open = not bool(done[-1])
 
     def _reserve(self, pixels: torch.Tensor, written_after: int, n: int) -> None:
         """Allocate the frame ring, or grow it if writing would overwrite frames that live rows need."""
@@ -172,15 +195,26 @@ class FrameStackStorage(LazyTensorStorage):
         position = row_id % self.max_size
         return position, self._storage["row_id"][position] == row_id
 
+    def column(self, key: str) -> torch.Tensor:
+        """One entry of every row, by position (N, …); a view, not to be written to.
+
+        Args:
+            key: Entry of the rows.
+        """
+        return self._storage[key][: len(self)]
+
     def write_column(self, key: str, index: torch.Tensor, value: torch.Tensor) -> None:
         """Overwrite one entry of existing rows (a label that came later).
 
         Args:
-            key: Entry of the rows.
+            key: Entry of the rows; ``next/done`` is the entry ``done`` of ``next``.
             index: Row positions (N,).
             value: (N, …).
         """
-        self._storage[key][index] = value.to(self._storage[key].dtype)
+        column = self._storage[tuple(key.split("/"))]
+        column[index] = value.to(column.dtype)
+        self._labelled_at[index.cpu()] = self.saves
+        self._label_keys.add(key)
 
     @property
     def last_row_id(self) -> int:
@@ -198,67 +232,116 @@ class FrameStackStorage(LazyTensorStorage):
 
     # -- saving --------------------------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:  # type: ignore[override]
-        """Write rows and live frames to one safetensors file, complete or not at all.
+    @property
+    def oldest_row(self) -> int:
+        """Running number of the oldest row that is still held."""
+        return max(0, self._rows_written - self.max_size)
+
+    @property
+    def oldest_frame(self) -> int:
+        """Running number of the oldest frame that a row still needs."""
+        return self._oldest_needed(0)
+
+    def frames_end(self, row_id: int) -> int:
+        """Running number of the frame after the last one that the rows before `row_id` need."""
+        return int(self._storage["frame"][(row_id - 1) % self.max_size]) + 2 if row_id else 0
+
+    def numbers(self) -> dict[str, int]:
+        """What the storage counts, all of it plain integers; ``rows_written`` is its write index."""
+        return {
+            "max_size": self.max_size, "frame_capacity": self._frame_capacity, "rows_written": self._rows_written,
+            "frames_written": self._written, "first_frame": self._first, "episode_open": int(self._episode_open),
+        }  # fmt: skip
+
+    def slice(self, start: int, end: int, first_frame: int, labels_since: int | None) -> ReplaySlice:
+        """Copy rows that are held, in the order of their running numbers, for a save.
 
         Args:
-            path: File to write.
+            start: Running number of the first row.
+            end: Running number after the last one.
+            first_frame: Running number of the first frame; the last one is that of the last row.
+            labels_since: Take labels of rows before `start` that were written since the storage was saved so many
+                times; None for no labels.
         """
-        tensors: dict[str, torch.Tensor] = {}
-        if self._frames is not None:
-            rows = self._storage[: len(self)]
-            tensors = {"rows/" + "/".join(_as_tuple(k)): v.contiguous() for k, v in rows.items(True, True)}
-            oldest = max(self._oldest_needed(0), self._written - self._frame_capacity, 0)
-            live = torch.arange(oldest, self._written)
-            tensors["frames"] = self._frames[live % self._frame_capacity]
-        numbers = dict(
-            max_size=self.max_size, written=self._written, rows_written=self._rows_written, first=self._first,
-            episode_open=int(self._episode_open), frame_capacity=self._frame_capacity,
-        )  # fmt: skip
-        part = path.with_suffix(".part")
-        save_file(tensors, part, metadata={name: str(value) for name, value in numbers.items()})
-        part.replace(path)
+        position = torch.arange(start, end) % self.max_size
+        rows = {"/".join(_as_tuple(k)): v.cpu() for k, v in self._storage[position].items(True, True)}
+        assert self._frames is not None, "a row was written"
+        frames = self._frames[torch.arange(first_frame, self.frames_end(end)) % self._frame_capacity].cpu()
+        labels: dict[str, torch.Tensor] = {}
+        if labels_since is not None:
+            row_id = self.column("row_id").cpu()
+            due = ((self._labelled_at[: len(self)] >= labels_since) & (row_id < start)).nonzero().squeeze(-1)
+            if len(due):
+                names = ("row_id", *sorted(self._label_keys))
+                labels = {name: self._storage[tuple(name.split("/"))][due].cpu() for name in names}
+        return ReplaySlice(rows, first_frame, frames, labels)
 
-    def restore(self, path: Path) -> None:
-        """Read what :meth:`save` wrote.
+    def has_labels_since(self, saves: int) -> bool:
+        """Whether a row got a label since the storage was saved so many times."""
+        return bool((self._labelled_at[: len(self)] >= saves).any())
+
+    def restore(self, numbers: dict[str, int], slices: Iterable[ReplaySlice]) -> None:
+        """Become the storage that gave `numbers` and, in this order, the slices.
+
+        Rows and frames that have left the ring since are passed over.
 
         Args:
-            path: The file.
+            numbers: What :meth:`numbers` of a storage of the same capacity gave.
+            slices: Rows up to the last one, without a gap from the oldest that is held.
 
         Raises:
-            ValueError: The file holds a replay of another capacity.
+            ValueError: The slices lack rows that are held.
         """
-        with safe_open(path, framework="pt") as file:
-            numbers = {name: int(value) for name, value in file.metadata().items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if numbers["max_size"] != self.max_size:
-            raise ValueError(
-                f"{path} holds a replay of capacity {numbers['max_size']}, not {self.max_size} "
-                "(YAML key data.replay_capacity)."
-            )
         self._empty()
-        self._written, self._rows_written = numbers["written"], numbers["rows_written"]
-        self._first, self._episode_open = numbers["first"], bool(numbers["episode_open"])
-        if not tensors:
-            return
-        frames = tensors.pop("frames")
+        self._rows_written, self._written = numbers["rows_written"], numbers["frames_written"]
+        self._first, self._episode_open = numbers["first_frame"], bool(numbers["episode_open"])
         self._frame_capacity = numbers["frame_capacity"]
-        self._frames = torch.empty((self._frame_capacity, *frames.shape[1:]), dtype=torch.uint8, device=self.device)
-        live = torch.arange(self._written - len(frames), self._written)
-        self._frames[live % self._frame_capacity] = frames.to(self.device)
-        rows = TensorDict({tuple(k.split("/")[1:]): v for k, v in tensors.items()})
-        rows.batch_size = [len(rows["frame"])]
-        super().set(range(len(rows)), rows)
+        oldest, length = self.oldest_row, min(self._rows_written, self.max_size)
+        rows: dict[str, torch.Tensor] = {}
+        for part in slices:
+            self._put_frames(part)
+            row_id = part.rows["row_id"]
+            held = row_id >= oldest
+            for key, value in part.rows.items():
+                column = rows.setdefault(key, value.new_full((length, *value.shape[1:]), -1 if key == "row_id" else 0))
+                column[row_id[held] % self.max_size] = value[held]
+            if part.labels:
+                row_id = part.labels.pop("row_id")
+                held = row_id >= oldest
+                for key, value in part.labels.items():
+                    rows[key][row_id[held] % self.max_size] = value[held]
+                    self._label_keys.add(key)
+                self._labelled_at[row_id[held] % self.max_size] = self.saves
+            self.saves += 1
+        row_id = torch.arange(oldest, self._rows_written)
+        if length and ("row_id" not in rows or not torch.equal(rows["row_id"][row_id % self.max_size], row_id)):
+            raise ValueError(f"The replay that was saved lacks some of its rows {oldest} to {self._rows_written - 1}.")
+        if length:
+            restored = TensorDict({tuple(key.split("/")): value for key, value in rows.items()}, [length])
+            super().set(range(length), restored)
+
+    def _put_frames(self, part: ReplaySlice) -> None:
+        if self._frames is None:
+            shape = (self._frame_capacity, *part.frames.shape[1:])
+            self._frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        gone = max(0, self._written - self._frame_capacity - part.first_frame)
+        frames, slot = part.frames[gone:], (part.first_frame + gone) % self._frame_capacity
+        before_the_end = self._frame_capacity - slot
+        self._frames[slot : slot + len(frames)] = frames[:before_the_end]
+        self._frames[: max(0, len(frames) - before_the_end)] = frames[before_the_end:]
 
     def _empty(self) -> None:
         super()._empty()
         self._frames = None
         self._written = self._rows_written = self._first = 0
         self._episode_open = False
+        self.saves = 0
+        self._labelled_at.fill_(-1)
+        self._label_keys.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Not offered: a replay is saved by :meth:`save`, far faster than through a pickle of tensors."""
-        raise RuntimeError("A replay is saved with FrameStackStorage.save(path), not through a state dict.")
+        """Not offered: a replay is saved in parts, by :class:`covr_lightning.data.replay_parts.ReplayParts`."""
+        raise RuntimeError("A replay is saved with ReplayParts.save(storage), not through a state dict.")
 
 
 def _as_tuple(key: str | tuple[str, ...]) -> tuple[str, ...]:

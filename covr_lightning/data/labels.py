@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.vlm import Proposals
+
+#: What becomes of answers that an earlier round's VLM gave.
+StalePriors = Literal["keep", "mask", "relabel"]
 
 
 class Labeller(Protocol):
@@ -18,29 +24,48 @@ class Labeller(Protocol):
     def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, A) and which of them are valid (B,) bool, of frames (B, 3, H, W) uint8."""
 
+    def ask(self, frames: Tensor) -> Proposals:
+        """The same, and which frames got an answer at all."""
+
 
 class LabelQueue:
     """Asks for a_v at every n-th agent step, in batches, and writes the answers into the replay.
 
     a_v never acts, so asking later changes nothing but the cost: the answers are those of the same VLM on the same
-    frames. Rows in between, rows that still wait, and rows whose answer cannot be parsed are masked
-    (``a_v_valid`` is False). Each answer keeps the round of the VLM that gave it (``vlm_round``; −1 without one).
+    frames. Rows in between, rows that still wait, rows whose answer cannot be parsed, and rows that got none because
+    the service that gives them is away are masked (``a_v_valid`` is False). Each answer keeps the round of the VLM that
+    gave it (``vlm_round``; −1 without one).
 
     Args:
         storage: The replay's storage.
         labeller: What proposes the actions.
         every_agent_steps: Distance n between two asked rows.
         batch_size: Rows asked for at once.
+        stale: What :meth:`vlm_changed` does with the answers so far: ``"keep"`` leaves them, ``"mask"`` masks them,
+            ``"relabel"`` asks the new VLM about the same rows.
+        relabel_batch_size: Rows asked for at once when relabelling.
     """
 
     def __init__(
-        self, storage: FrameStackStorage, labeller: Labeller, every_agent_steps: int = 10, batch_size: int = 16
+        self,
+        storage: FrameStackStorage,
+        labeller: Labeller,
+        every_agent_steps: int = 10,
+        batch_size: int = 16,
+        stale: StalePriors = "keep",
+        relabel_batch_size: int = 128,
     ) -> None:
+        if stale not in ("keep", "mask", "relabel"):
+            raise ConfigError(f"data.stale_priors is {stale!r}; it can be 'keep', 'mask' or 'relabel'.")
         self.storage = storage
         self.labeller = labeller
         self.every_agent_steps = every_agent_steps
         self.batch_size = batch_size
+        self.stale = stale
+        self.relabel_batch_size = relabel_batch_size
+        #: Frames asked about; those that got no answer; those whose answer could not be parsed.
         self.asked = 0
+        self.unanswered = 0
         self.unparsable = 0
         self._waiting: list[int] = []
 
@@ -58,24 +83,65 @@ class LabelQueue:
             self.flush()
 
     def flush(self) -> None:
-        """Label every waiting row that the replay still holds."""
+        """Label every waiting row that the replay still holds; stopped in between, all of it waits still."""
         if not self._waiting:
             return
         position, alive = self.storage.position_of(torch.tensor(self._waiting))
+        counts = [self._label(part) for part in position[alive].split(self.batch_size)]
         self._waiting = []
-        for part in position[alive].split(self.batch_size):
-            actions, valid = self.labeller.propose(self.storage.newest_frames(part))
-            self.storage.write_column("a_v", part, actions)
-            self.storage.write_column("a_v_valid", part, valid[:, None])
-            self.storage.write_column("vlm_round", part, torch.full((len(part), 1), self.labeller.round))
-            self.asked += len(part)
-            self.unparsable += int((~valid).sum())
+        self._count(torch.stack(counts).sum(0))
+
+    def vlm_changed(self, show_progress: bool = False) -> int:
+        """Treat the answers of the VLM as it was before a round as `stale` says.
+
+        Args:
+            show_progress: Show a bar while relabelling, on a terminal.
+
+        Returns:
+            Rows masked or labelled anew.
+        """
+        if self.stale == "keep" or not len(self.storage):
+            return 0
+        # Counted once all is done: a run that is stopped in between does it again.
+        counts = torch.zeros(3, dtype=torch.long)
+        labelled = (self.storage.column("vlm_round").reshape(-1) >= 0).nonzero().squeeze(-1)
+        if self.stale == "mask":
+            self.storage.write_column("a_v_valid", labelled, torch.zeros(len(labelled), 1, dtype=torch.bool))
+        else:
+            hidden = None if show_progress else True  # None: hidden where there is no terminal
+            with tqdm(total=len(labelled), desc="relabelling", unit="row", leave=False, disable=hidden) as bar:
+                for part in labelled.split(self.relabel_batch_size):
+                    counts += self._label(part)
+                    bar.update(len(part))
+            self._count(counts)
+        return len(labelled)
+
+    def _label(self, position: Tensor) -> Tensor:
+        """Ask about rows and write the answers; returns how many were asked, not answered, not parsable."""
+        if not len(position):
+            return torch.zeros(3, dtype=torch.long)
+        actions, valid, answered = self.labeller.ask(self.storage.newest_frames(position))
+        self.storage.write_column("a_v_valid", position, valid[:, None])
+        # A row without an answer keeps what an earlier round said, masked, so that it is relabelled with the others.
+        told, count = position[answered], int(answered.sum())
+        if count:
+            self.storage.write_column("a_v", told, actions[answered])
+            self.storage.write_column("vlm_round", told, torch.full((count, 1), self.labeller.round))
+        return torch.tensor([len(position), len(position) - count, int((answered & ~valid).sum())])
+
+    def _count(self, counts: Tensor) -> None:
+        asked, unanswered, unparsable = counts.tolist()
+        self.asked += asked
+        self.unanswered += unanswered
+        self.unparsable += unparsable
 
     def state_dict(self) -> dict[str, list[int] | int]:
         """Waiting rows and counts."""
-        return {"waiting": list(self._waiting), "asked": self.asked, "unparsable": self.unparsable}
+        counts = {"asked": self.asked, "unanswered": self.unanswered, "unparsable": self.unparsable}
+        return {"waiting": list(self._waiting), **counts}
 
     def load_state_dict(self, state: dict[str, list[int] | int]) -> None:
         """Set what :meth:`state_dict` gave."""
         self._waiting = [int(i) for i in state["waiting"]]  # type: ignore[union-attr]
         self.asked, self.unparsable = int(state["asked"]), int(state["unparsable"])  # type: ignore[arg-type]
+        self.unanswered = int(state.get("unanswered", 0))  # type: ignore[arg-type]

@@ -82,15 +82,23 @@ class PixelEnv(EnvBase, ABC):
 
     A subclass simulates: it implements :meth:`simulator_reset` and :meth:`simulator_step`, the latter with the action
     repeat inside, so that only the last frame of an agent step is rendered.
+
+    A running episode is saved as what it was drawn from and the actions since, and restored by playing these again:
+    with a simulator that is deterministic this gives back its whole state, whatever that consists of.
     """
 
     #: Episodes that were cut because the simulator died or hung.
     lost_episodes: int = 0
+    #: Whether the simulator does the same again from the same random state and actions.
+    repeatable: bool = True
 
     def __init__(self, spec: EnvSpec, seed: int) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([]))
         self.env_spec = spec
         self._stack: deque[torch.Tensor] = deque(maxlen=spec.frame_stack)
+        self._drawn_from: dict[str, Any] = {}  # random state before the running episode's reset
+        self._actions: list[torch.Tensor] = []  # its actions so far
+        self._restored = False
         self.observation_spec = Composite(
             pixels=Bounded(
                 0, 255, (spec.channels, spec.frame_height, spec.frame_width), dtype=torch.uint8, device="cpu"
@@ -125,21 +133,64 @@ class PixelEnv(EnvBase, ABC):
             The last frame (H, W, 3) uint8, the summed reward, terminated, truncated.
         """
 
+    @abstractmethod
+    def random_state(self) -> dict[str, Any]:
+        """What the next reset draws from, as plain values and tensors."""
+
+    @abstractmethod
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Let the next reset draw from what :meth:`random_state` gave."""
+
     def episode_metrics(self) -> dict[str, float]:
         """What the environment measures of the running episode beside its return, by name; the same names always."""
         return {}
 
+    def episode_state(self) -> dict[str, Any]:
+        """The running episode: the random state it began from, its actions (T, A), and its observation."""
+        return {
+            "drawn_from": self._drawn_from,
+            "actions": torch.stack(self._actions) if self._actions else torch.zeros(0, self.env_spec.action_dim),
+            "pixels": self._pixels() if self._stack else None,
+            "next_episode": self.random_state(),
+        }
+
+    def restore_episode(self, state: dict[str, Any]) -> bool:
+        """Continue an episode: play it again; the next reset gives its observation instead of a new episode's.
+
+        Args:
+            state: What :meth:`episode_state` gave.
+
+        Returns:
+            Whether the episode is back, bit for bit. If not (the simulator does not repeat itself), the next reset
+            begins the episode that would have come next.
+        """
+        if self.repeatable and state["pixels"] is not None:
+            self.set_random_state(state["drawn_from"])
+            self._reset()
+            for action in state["actions"]:
+                self._step(TensorDict({"action": action}))
+            self._restored = torch.equal(self._pixels(), state["pixels"])
+        if not self._restored:
+            self.set_random_state(state["next_episode"])
+        return self._restored
+
+    def _pixels(self) -> torch.Tensor:
+        return torch.cat(tuple(self._stack))
+
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
+            self._restored = False
             self.simulator_seed(int(seed))
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:
-        frame = _channels_first(self.simulator_reset())
-        self._stack.extend([frame] * self.env_spec.frame_stack)
+        if not self._restored:
+            self._drawn_from, self._actions = self.random_state(), []
+            frame = _channels_first(self.simulator_reset())
+            self._stack.extend([frame] * self.env_spec.frame_stack)
         flag = torch.zeros(1, dtype=torch.bool)
         return TensorDict(
             {
-                "pixels": torch.cat(tuple(self._stack)),
+                "pixels": self._pixels(),
                 "done": flag,
                 "terminated": flag.clone(),
                 "truncated": flag.clone(),
@@ -147,12 +198,14 @@ class PixelEnv(EnvBase, ABC):
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        self._restored = False
+        self._actions.append(tensordict["action"].detach().cpu().clone())
         action = tensordict["action"].detach().cpu().numpy().astype(np.float64)
         frame, reward, terminated, truncated = self.simulator_step(action)
         self._stack.append(_channels_first(frame))
         return TensorDict(
             {
-                "pixels": torch.cat(tuple(self._stack)),
+                "pixels": self._pixels(),
                 "reward": torch.tensor([reward], dtype=torch.float32),
                 "done": torch.tensor([terminated or truncated]),
                 "terminated": torch.tensor([terminated]),

@@ -11,6 +11,7 @@ import numpy as np
 
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import generator_state, set_generator_state
 
 EPISODE_ENV_STEPS = 1000
 #: Height and width of gymnasium's own observation.
@@ -98,6 +99,18 @@ class CarRacingEnv(PixelEnv):
     def simulator_seed(self, seed: int) -> None:
         """Let the next reset seed the tracks; those after it continue gymnasium's own random numbers."""
         self._next_seed = seed
+
+    def random_state(self) -> dict[str, Any]:
+        """The next reset's seed if it has one, else gymnasium's own random numbers."""
+        if self._next_seed is not None:
+            return {"seed": self._next_seed}
+        return {"generator": generator_state(self._env.unwrapped.np_random)}
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Set what the next reset draws its track from."""
+        self._next_seed = state.get("seed")
+        if self._next_seed is None:
+            set_generator_state(self._env.unwrapped.np_random, state["generator"])
 
     def simulator_reset(self) -> np.ndarray:
         """Make a track and draw the car on its start."""

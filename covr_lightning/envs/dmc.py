@@ -9,6 +9,7 @@ import numpy as np
 
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import set_twister_state, twister_state
 from covr_lightning.rendering import INSTALL_HINT, choose_backend
 
 #: Action repeat of each task (PlaNet's choice for the six common tasks, the paper's Table 8 for walker and the rest).
@@ -117,6 +118,14 @@ class DMControlEnv(PixelEnv):
     def simulator_seed(self, seed: int) -> None:
         """Seed the task's random state."""
         self._env.task._random = np.random.RandomState(seed % 2**32)
+
+    def random_state(self) -> dict[str, Any]:
+        """The task's random numbers."""
+        return twister_state(self._env.task.random)
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Set the task's random numbers."""
+        set_twister_state(self._env.task.random, state)
 
     def simulator_reset(self) -> np.ndarray:
         """Start an episode and render its first frame."""

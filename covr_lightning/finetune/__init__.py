@@ -2,16 +2,20 @@
 
 from covr_lightning.finetune.episodes import EpisodeBuffer, discounted_returns
 from covr_lightning.finetune.filters import EDDF, Filter, KeepAll, RandomSubset, TopFraction
+from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.loss import ralw_loss
+from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
+from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.finetune.schedules import LinearSchedule, NeverSchedule, PrintedSchedule, Schedule
 from covr_lightning.finetune.scores import QScore, ReturnScore, RewardScore, Score
-from covr_lightning.finetune.weights import RALW, RandomWeight, UniformWeight, Weight
+from covr_lightning.finetune.weights import RALW, RandomWeight, ScoreAsWeight, UniformWeight, Weight
 
 __all__ = [
     "EDDF",
     "RALW",
     "EpisodeBuffer",
     "Filter",
+    "FineTuneSettings",
     "KeepAll",
     "LinearSchedule",
     "NeverSchedule",
@@ -21,10 +25,14 @@ __all__ = [
     "RandomWeight",
     "ReturnScore",
     "RewardScore",
+    "SavedRows",
     "Schedule",
     "Score",
+    "ScoreAsWeight",
+    "SeparateLaunch",
     "TopFraction",
     "UniformWeight",
+    "VLMFineTuner",
     "Weight",
     "discounted_returns",
     "ralw_loss",

@@ -8,13 +8,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.loss import IGNORED, next_token_targets, weighted_nll
+from covr_lightning.finetune.optimizers import OptimizerName, check_optimizer, make_optimizer
+from covr_lightning.finetune.sharding import average_whole_gradients, make_adapter_whole, shard
 from covr_lightning.vlm.vlm import VLM
 
 #: Frames (B, 3, H, W) uint8, actions (B, A), weights (B,).
@@ -28,8 +30,11 @@ class FineTuneSettings:
     Attributes:
         epochs: Passes over the kept rows.
         max_steps: Optimizer steps at most; −1 for no limit.
-        batch_size: Rows per forward pass.
-        accumulate: Forward passes per optimizer step.
+        batch_size: Rows per forward pass, on all devices together.
+        accumulate: Forward passes per optimizer step. N_v is that of each forward pass, and the step takes the mean
+            of their losses (a last step of fewer passes divides by `accumulate` as well).
+        optimizer: ``"adamw"``, or with a GPU ``"paged_adamw"`` and ``"paged_adamw_8bit"``; see
+            :func:`~covr_lightning.finetune.optimizers.make_optimizer`.
         lr: Highest learning rate; it falls to 0 along a half cosine.
         warmup_fraction: Share of the steps in which the rate rises.
         label_smoothing: See :func:`~covr_lightning.finetune.loss.weighted_nll`.
@@ -42,6 +47,7 @@ class FineTuneSettings:
     max_steps: int = -1
     batch_size: int = 4
     accumulate: int = 4
+    optimizer: OptimizerName = "adamw"
     lr: float = 1e-4
     warmup_fraction: float = 0.0
     label_smoothing: float = 0.1
@@ -57,8 +63,13 @@ class FineTuneSettings:
         for name in ("held_out", "warmup_fraction", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"settings.{name} is {getattr(self, name)}; it must lie in 0 to 1, 1 excluded.")
+        check_optimizer(self.optimizer)
         if self.lr <= 0:
             raise ConfigError(f"settings.lr is {self.lr}; it must be above 0.")
+
+
+class DivergedError(RuntimeError):
+    """The fine-tuning loss is not finite; the message names the forward pass."""
 
 
 class VLMFineTuner(L.LightningModule):
@@ -66,20 +77,49 @@ class VLMFineTuner(L.LightningModule):
 
     Logits are computed at label positions only. Rows of weight 0 need no forward pass: they add to N_v alone.
 
+    On W devices every process draws the same batches and takes its share of each one's rows; W times its share of
+    Eq. 6, averaged over the processes as DDP and FSDP do, is the gradient of the whole batch. So the same rows form the
+    same optimizer steps on any number of devices, and none is trained on twice.
+
     Args:
-        vlm: The VLM; it gets an adapter if it has none.
+        vlm: The VLM; it gets an adapter if it has none. One that is not loaded yet has its settings read alone.
         settings: How to train.
+
+    Attributes:
+        losses: Eq. 6 of each forward pass, of the whole batch.
+        is_sharded: Whether the weights lie in parts on several devices (FSDP2); they stay so.
     """
 
     def __init__(self, vlm: VLM, settings: FineTuneSettings) -> None:
         super().__init__()
-        vlm.add_adapter()
         self.vlm = vlm
         self.settings = settings
+        if vlm.model is not None:
+            vlm.add_adapter()
         self.model = vlm.model
         self.losses: list[float] = []
+        self.is_sharded = False
+        self._has_gradient = False
+
+    def configure_model(self) -> None:
+        """Share the weights out, if the strategy says so."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None, "the strategy made it"
+            shard(self.vlm.base_model, self.device_mesh["data_parallel"])
+            self.is_sharded = True
+
+    def on_train_end(self) -> None:
+        """Put a sharded adapter together."""
+        if self.is_sharded:
+            make_adapter_whole(self.model)
 
     def on_fit_start(self) -> None:
+        """Prepare, with dropout of its own in each process."""
+        if self.trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+        self.prepare()
+
+    def prepare(self) -> None:
         """Train mode, with gradient checkpointing if asked for."""
         base = self.vlm.base_model
         if self.settings.gradient_checkpointing:
@@ -87,41 +127,62 @@ class VLMFineTuner(L.LightningModule):
             base.enable_input_require_grads()
         self.model.train()
 
-    def on_fit_end(self) -> None:
-        """Back to what inference needs."""
+    def finish(self) -> None:
+        """Back to what inference needs, whether training ended or failed."""
         if self.settings.gradient_checkpointing:
             self.vlm.base_model.gradient_checkpointing_disable()
             self.vlm.base_model.disable_input_require_grads()
         self.model.eval()
 
     def training_step(self, batch: FineTuneBatch, batch_idx: int = 0) -> Tensor:
-        """Eq. 6 of one batch."""
-        loss = self.loss(*batch)
-        self.losses.append(loss.item())
+        """W times this process's share of Eq. 6 of one batch."""
+        loss = self.loss(*batch, self.trainer.global_rank, self.trainer.world_size)
+        self._has_gradient |= bool((batch[2] > 0).any())
+        # Of the whole batch, so that all processes fail at the same forward pass.
+        self.losses.append(float(self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")))
+        if not math.isfinite(self.losses[-1]):
+            raise DivergedError(f"the loss is {self.losses[-1]} at forward pass {len(self.losses)}")
         return loss
 
-    def loss(self, frames: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step of rows of weight 0 alone changes nothing, as one process leaves it without gradients.
+
+        On several, DDP has made gradients of 0, with which Adam would go on by its first moment.
+        """
+        if self.is_sharded:
+            average_whole_gradients(self.model)
+        if not self._has_gradient:
+            optimizer.zero_grad()
+        self._has_gradient = False
+
+    def loss(self, frames: Tensor, actions: Tensor, weights: Tensor, rank: int = 0, world_size: int = 1) -> Tensor:
         """(1/N_v) Σ_b w_b Σ_t −log p(y_{b,t} | x_{b,<t}), the label being the action's text.
 
         Args:
             frames: (B, 3, H, W) uint8.
             actions: (B, A).
             weights: (B,) ≥ 0.
+            rank: The process's number.
+            world_size: Processes W. With several, the sum is over every W-th of the rows of weight above 0 and counts
+                W times, and N_v is still that of all B rows; the mean over the processes is Eq. 6.
         """
         answers = [self.vlm.codec.encode(action) for action in actions]
         # Every answer's tokens count in N_v, with its end token.
         n_v = sum(len(self.vlm.inputs.answer_ids(answer)) + 1 for answer in answers)
-        trained = weights > 0
-        if not trained.any():
-            return torch.zeros((), device=self.device, requires_grad=True)
-        inputs, labels = self.vlm.inputs.training_batch(frames[trained], _pick(answers, trained))
+        share = (weights > 0).nonzero().squeeze(-1)[rank::world_size]
+        if not len(share):
+            if world_size == 1:
+                return torch.zeros((), device=self.device, requires_grad=True)
+            # The other processes wait for this one's part in every collective: any row, counted 0 times.
+            share, weights = share.new_zeros(1), torch.zeros_like(weights)
+        inputs, labels = self.vlm.inputs.training_batch(frames[share], [answers[i] for i in share.tolist()])
         targets = next_token_targets(labels).to(self.device)
         mask = targets != IGNORED
         base = self.vlm.base_model
         hidden = base.model(**{k: v.to(self.device) for k, v in inputs.items()}, use_cache=False).last_hidden_state
         logits = base.get_output_embeddings()(hidden[mask])
-        rows = weights[trained].to(self.device)[:, None].expand_as(targets)
-        return weighted_nll(logits, targets[mask], rows[mask], self.settings.label_smoothing) / n_v
+        rows = weights[share].to(self.device)[:, None].expand_as(targets)
+        return world_size * weighted_nll(logits, targets[mask], rows[mask], self.settings.label_smoothing) / n_v
 
     def train_loader(self, frames: Tensor, actions: Tensor, weights: Tensor) -> DataLoader:
         """Shuffled batches of rows; shapes as in :meth:`loss`."""
@@ -134,9 +195,9 @@ class VLMFineTuner(L.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the adapter, half-cosine rate."""
+        """AdamW over the adapter, in the chosen kind, with a half-cosine rate."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = AdamW(parameters, lr=self.settings.lr, weight_decay=0.0)
+        optimizer = make_optimizer(self.settings.optimizer, parameters, self.settings.lr)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         warmup = int(self.settings.warmup_fraction * total)
 
@@ -146,7 +207,3 @@ class VLMFineTuner(L.LightningModule):
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
-
-
-def _pick(items: list[str], mask: Tensor) -> list[str]:
-    return [item for item, chosen in zip(items, mask.tolist(), strict=True) if chosen]

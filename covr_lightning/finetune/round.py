@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from covr_lightning.finetune.filters import Filter
-from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
+from covr_lightning.finetune.launch import SeparateLaunch
+from covr_lightning.finetune.module import FineTuneSettings
+from covr_lightning.finetune.optimizers import check_optimizer
+from covr_lightning.finetune.training import train_adapter
 from covr_lightning.finetune.weights import Weight
+from covr_lightning.memory import PeakMemory
 from covr_lightning.vlm.vlm import VLM, own_randomness
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,8 +44,16 @@ class RoundReport:
         error_constant: The constant predictor's error.
         unparsable_before: Share of held-out answers that could not be parsed before.
         unparsable_after: The same after.
+        unanswered_before: Share of held-out rows that got no answer before, the VLM's engine being away; they count in
+            neither of the other two.
+        unanswered_after: The same after.
         losses: Training losses, one per forward pass.
+        failures: Why training was tried again with half the batch, or given up.
         seconds: Wall time of the round.
+        renewed: Answers in D that were masked or given anew because the VLM changed (YAML key data.stale_priors).
+        seconds_renewing: Wall time of that, not part of `seconds`.
+        peak_memory_mb: Highest memory use in the round in MB: of the VLM's GPU, or without one of the process; see
+            :class:`~covr_lightning.memory.PeakMemory`.
         note: Why nothing was trained, or that the VLM did not beat the constant predictor.
     """
 
@@ -64,13 +71,30 @@ class RoundReport:
     error_constant: float = math.nan
     unparsable_before: float = math.nan
     unparsable_after: float = math.nan
+    unanswered_before: float = math.nan
+    unanswered_after: float = math.nan
     losses: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    renewed: int = 0
+    seconds_renewing: float = 0.0
+    peak_memory_mb: float = math.nan
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        """The figures that say whether the round was worth it, and its note."""
+        text = (
+            f"Round {self.round} at {self.env_steps} environment steps: kept {self.kept} of {self.rows} rows "
+            f"(ε {self.entropy:.2f}, τ {self.tau:.2f}); VLM error {self.error_before:.3f} → "
+            f"{self.error_after:.3f}, constant {self.error_constant:.3f}; {self.seconds:.0f} s"
+        )
+        if not math.isnan(self.peak_memory_mb):
+            text += f", {self.peak_memory_mb:.0f} MB at most"
+        return f"{text}; {self.note}" if self.note else text
 
 
 def fine_tune_round(
@@ -83,6 +107,8 @@ def fine_tune_round(
     weight: Weight,
     settings: FineTuneSettings,
     trainer_kwargs: dict[str, Any],
+    adapter: Path | None = None,
+    launch: SeparateLaunch | None = None,
 ) -> RoundReport:
     """Run one round on finished rows of D_f; the global random state is left as it was.
 
@@ -96,11 +122,17 @@ def fine_tune_round(
         weight: Weighs the kept rows by their scores.
         settings: How to train.
         trainer_kwargs: Arguments of the inner Trainer (devices, strategy, precision).
+        adapter: Folder to write the trained adapter to, where an engine elsewhere reads it; needed with `launch`.
+        launch: Trains the adapter in processes of its own; by default this one does.
 
     Returns:
         The report.
+
+    Raises:
+        ConfigError: The optimizer cannot run on the VLM's device.
     """
-    start = time.monotonic()
+    check_optimizer(settings.optimizer, vlm.device if launch is None else None)
+    start, peak = time.monotonic(), PeakMemory(vlm.device)
     report.entropy = entropy
     report.tau = filter_.threshold(scores, entropy)
     if len(scores):
@@ -128,33 +160,36 @@ def fine_tune_round(
         if n_held_out:
             constant = actions[training].median(0).values
             report.error_constant = (actions[held_out] - constant).abs().mean().item()
-            report.error_before, report.unparsable_before = proposal_error(vlm, frames[held_out], actions[held_out])
-        tuner = VLMFineTuner(vlm, settings)
-        with quiet_lightning(), torch.enable_grad():
-            trainer = L.Trainer(
-                max_epochs=settings.epochs,
-                max_steps=settings.max_steps,
-                accumulate_grad_batches=settings.accumulate,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                inference_mode=False,
-                **trainer_kwargs,
+            report.error_before, report.unparsable_before, report.unanswered_before = proposal_error(
+                vlm, frames[held_out], actions[held_out]
             )
-            trainer.fit(tuner, tuner.train_loader(frames[training], actions[training], weights[training]))
-        report.losses = tuner.losses
-        vlm.round = report.round
-        vlm.weights_changed()
-        if n_held_out:
-            report.error_after, report.unparsable_after = proposal_error(vlm, frames[held_out], actions[held_out])
-            if not report.error_after < report.error_constant:
-                report.note = "the VLM does not beat the constant predictor on held-out rows"
-    report.seconds = time.monotonic() - start
+        trained_on = frames[training], actions[training], weights[training]
+        if launch is None:
+            report.losses, report.failures = train_adapter(vlm, *trained_on, settings, trainer_kwargs)
+            if report.losses:
+                vlm.adapter_trained(report.round, adapter)
+        else:
+            assert adapter is not None, "a separate launch hands the adapter over on disk"
+            report.losses, report.failures = launch.train(
+                vlm, *trained_on, settings, report.round, report.env_steps, adapter
+            )
+        if not report.losses:
+            report.note = f"the adapter stays as it was: {'; '.join(report.failures)}"
+        elif n_held_out:
+            _measure_after(report, vlm, frames[held_out], actions[held_out])
+    report.seconds, report.peak_memory_mb = time.monotonic() - start, peak.megabytes()
     return report
 
 
-def proposal_error(vlm: VLM, frames: Tensor, actions: Tensor, batch_size: int = 32) -> tuple[float, float]:
+def _measure_after(report: RoundReport, vlm: VLM, frames: Tensor, actions: Tensor) -> None:
+    report.error_after, report.unparsable_after, report.unanswered_after = proposal_error(vlm, frames, actions)
+    if report.unanswered_after == 1:
+        report.note = "no held-out row got an answer after training, so the new adapter is not measured"
+    elif not report.error_after < report.error_constant:
+        report.note = "the VLM does not beat the constant predictor on held-out rows"
+
+
+def proposal_error(vlm: VLM, frames: Tensor, actions: Tensor, batch_size: int = 16) -> tuple[float, float, float]:
     """How far the VLM's proposals are from the agent's actions.
 
     Args:
@@ -164,27 +199,10 @@ def proposal_error(vlm: VLM, frames: Tensor, actions: Tensor, batch_size: int = 
         batch_size: Frames per question.
 
     Returns:
-        Mean absolute error over rows that could be parsed and dimensions (NaN without any), and the share of rows
-        that could not.
+        Mean absolute error over rows that could be parsed and dimensions (NaN without any), the share of the answered
+        rows that could not (NaN without any), and the share of all rows that got no answer.
     """
-    proposals = [vlm.propose(part) for part in frames.split(batch_size)]
-    proposed = torch.cat([action for action, _ in proposals])
-    valid = torch.cat([v for _, v in proposals])
+    parts = [vlm.ask(part) for part in frames.split(batch_size)]
+    proposed, valid, answered = (torch.cat(columns) for columns in zip(*parts, strict=True))
     error = (proposed - actions).abs()[valid].mean().item() if valid.any() else math.nan
-    return error, 1 - valid.float().mean().item()
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep an inner Trainer from announcing itself in the middle of a run."""
-    import warnings
-
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    return error, 1 - valid[answered].float().mean().item(), 1 - answered.float().mean().item()

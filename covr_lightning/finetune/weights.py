@@ -53,3 +53,11 @@ class RandomWeight(Weight):
     def __call__(self, scores: Tensor) -> Tensor:
         """Random weights (N,)."""
         return torch.rand(len(scores), generator=self.generator)
+
+
+class ScoreAsWeight(Weight):
+    """The scores are the weights, for rows that were weighed before they were written."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The scores (N,), which must be ≥ 0."""
+        return torch.as_tensor(scores).to(torch.float32)

@@ -56,17 +56,32 @@ def add_lora(model: Any, lora: LoRA) -> Any:
     Raises:
         ConfigError: No module's name ends in any of the targets.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    config = _config(lora)
     try:
         with warnings.catch_warnings():
             # PEFT warns of merging into tied weights, which merge_lora sees to.
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             return get_peft_model(model, config).eval()
     except ValueError as error:
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
         raise ConfigError(f"vlm.lora.targets is {targets!r}, which names no module of the VLM ({error}).") from error
+
+
+def lora_modules(model: Any, lora: LoRA) -> list[str]:
+    """Names of the modules that :func:`add_lora` would give an adapter to."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = _config(lora)
+    return [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
+
+
+def _config(lora: LoRA) -> Any:
+    from peft import LoraConfig
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
 
 
 def save_lora(model: Any, folder: Path) -> None:
@@ -100,8 +115,7 @@ def load_lora(model: Any, folder: Path, lora: LoRA) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not (folder / SETTINGS_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-        raise ConfigError(f"vlm.adapter is {str(folder)!r}, where no adapter is ({SETTINGS_FILE}, {WEIGHTS_FILE}).")
+    check_adapter(folder)
     trained = json.loads((folder / SETTINGS_FILE).read_text())
     if (trained["r"], trained["lora_alpha"]) != (lora.rank, lora.alpha):
         raise ConfigError(
@@ -124,6 +138,16 @@ def load_lora(model: Any, folder: Path, lora: LoRA) -> None:
             f"{differing[0]!r}."
         )
     set_peft_model_state_dict(model, weights)
+
+
+def check_adapter(folder: Path) -> None:
+    """Check that a folder has an adapter.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    if not (folder / SETTINGS_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise ConfigError(f"vlm.adapter is {str(folder)!r}, where no adapter is ({SETTINGS_FILE}, {WEIGHTS_FILE}).")
 
 
 def _shape(weights: dict[str, torch.Tensor], name: str) -> torch.Size | None:

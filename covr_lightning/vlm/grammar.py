@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,32 @@ def answer_transitions(size: int, integer_digits: int = 1) -> list[dict[str, int
     return states
 
 
+def answer_regex(size: int, integer_digits: int = 1) -> str:
+    r"""The format of :func:`answer_transitions` as a regular expression.
+
+    It is of plain characters, groups, `?` and `{m,n}` only, which every engine of structured outputs reads alike.
+
+    Args:
+        size: number of values A, at least 1.
+        integer_digits: most digits before the dot.
+
+    Returns:
+        E.g. `action:\[-?[0-9]{1,1}(\.[0-9]{1,2})?\]` for one value.
+    """
+    number = rf"-?[0-9]{{1,{integer_digits}}}(\.[0-9]{{1,{DECIMALS}}})?"
+    return re.escape(OPENING) + SEPARATOR.join([number] * size) + re.escape(CLOSING)
+
+
+def longest_answer(size: int, integer_digits: int = 1) -> int:
+    """Characters of the format's longest answer, and so the most tokens that one can take."""
+    return len(OPENING) + size * (integer_digits + DECIMALS + 2) + len(SEPARATOR) * (size - 1) + len(CLOSING)
+
+
+def most_integer_digits(codec: ActionText) -> int:
+    """Digits before the dot that values within the bounds need."""
+    return len(str(int(torch.maximum(codec.low.abs(), codec.high.abs()).max().item())))
+
+
 def token_texts(tokenizer: Any) -> list[str]:
     """What each token id adds to a text.
 
@@ -102,9 +129,8 @@ class AnswerGrammar:
     """
 
     def __init__(self, tokenizer: Any, codec: ActionText) -> None:
-        size, largest = codec.size, torch.maximum(codec.low.abs(), codec.high.abs()).max().item()
-        integer_digits = len(str(int(largest)))
-        transitions = answer_transitions(size, integer_digits)
+        integer_digits = most_integer_digits(codec)
+        transitions = answer_transitions(codec.size, integer_digits)
         self.texts = token_texts(tokenizer)
         self.end = len(transitions) - 1
         written = _written_answers(tokenizer, codec)
@@ -122,7 +148,7 @@ class AnswerGrammar:
         self.next_state = torch.from_numpy(next_state)
         counts = (next_state >= 0).sum(1)
         self.forced = torch.from_numpy(np.where(counts == 1, (next_state >= 0).argmax(1), -1))
-        self.longest = len(OPENING) + size * (integer_digits + DECIMALS + 2) + len(SEPARATOR) * (size - 1) + 1
+        self.longest = longest_answer(codec.size, integer_digits)
 
     def to(self, device: torch.device) -> AnswerGrammar:
         """Move the tables."""

@@ -10,6 +10,13 @@ import torch
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.families import check_torchvision, disagreement, load_processor, set_token_ids
+from covr_lightning.vlm.quantization import (
+    Quantization,
+    check_quantization,
+    keep_weights_as_stored,
+    move,
+    quantization_config,
+)
 
 EMBEDDED = "embedded"
 _CHOICES = f"valid choices for vlm.path are {EMBEDDED!r}, a Hugging Face folder or a model name on the hub"
@@ -21,7 +28,10 @@ def embedded_folder() -> Path:
 
 
 def load_vlm(
-    path: str | Path = EMBEDDED, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+    path: str | Path = EMBEDDED,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[Any, Any]:
     """Loads a VLM and its processor, from safetensors only and without remote code.
 
@@ -29,7 +39,9 @@ def load_vlm(
         path: "embedded", a folder, or a hub name such as "Qwen/Qwen2.5-VL-3B-Instruct". A folder never touches the
             network.
         dtype: dtype of the weights; None means float32.
-        device: where to put the model; None leaves it on the CPU.
+        device: where to put the model; None leaves it on the CPU. Quantising takes seconds on a GPU, minutes on a CPU.
+        quantization: bits of the language model's linear layers (see
+            :func:`~covr_lightning.vlm.quantization.quantization_config`); None for `dtype` throughout.
 
     Returns:
         The model in evaluation mode, which generates greedily, and its processor, whose tokenizer pads on the left and
@@ -38,9 +50,10 @@ def load_vlm(
     Raises:
         ConfigError: if the folder is missing, has no processor, tokenizer or chat template, carries pickle weights
             only or damaged ones, lacks weights, has parts that do not fit together, or is no image-text-to-text model;
-            or if an installed torchvision is broken.
+            if an installed torchvision is broken; or if it cannot be quantised.
     """
     check_torchvision()
+    check_quantization(quantization)
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
@@ -54,15 +67,22 @@ def load_vlm(
     name = str(source) if is_folder else str(path)
     config = _load_config(name, is_folder)
     processor = _load_processor(name, config, is_folder)
+    dtype, device = torch.float32 if dtype is None else dtype, torch.device("cpu" if device is None else device)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        _check_not_quantised(name, config, quantization)
+        options["quantization_config"] = quantization_config(quantization, config, dtype)
+        options["device_map"] = {"": device}  # weight by weight, so that the full ones never lie there together
     try:
         model, report = auto.from_pretrained(
             name,
             config=config,
-            dtype=torch.float32 if dtype is None else dtype,
+            dtype=dtype,
             local_files_only=is_folder,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load the VLM at vlm.path {name!r} ({_first_line(error)}): {_CHOICES}") from error
@@ -73,8 +93,8 @@ def load_vlm(
             f"missing, the first is {missing[0]!r}: {_CHOICES}"
         )
     set_token_ids(model, processor.tokenizer)
-    if device is not None:
-        model = model.to(device)
+    keep_weights_as_stored(model)
+    move(model, device)
     return model.eval(), processor
 
 
@@ -139,6 +159,14 @@ def _load_config(name: str, is_folder: bool) -> Any:
             f"text into text: {_CHOICES}"
         )
     return config
+
+
+def _check_not_quantised(name: str, config: Any, quantization: Quantization) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"vlm.quantization is {quantization!r}, but the weights at vlm.path {name!r} are quantised already: leave "
+            "vlm.quantization out, or give the path of the full weights."
+        )
 
 
 def _load_processor(name: str, config: Any, is_folder: bool) -> Any:

@@ -163,6 +163,11 @@ def frame_uniforms(frames: Tensor, steps: int, seed: int) -> Tensor:
     """
     rows = []
     for frame in frames.cpu():
-        generator = torch.Generator().manual_seed(zlib.crc32(frame.numpy().tobytes(), seed & 0xFFFFFFFF))
+        generator = torch.Generator().manual_seed(frame_seed(frame, seed))
         rows.append(torch.rand(steps, generator=generator))
     return torch.stack(rows)
+
+
+def frame_seed(frame: Tensor, seed: int) -> int:
+    """A seed of 32 bits for one frame (...) uint8 on the CPU: the same for the same frame and seed."""
+    return zlib.crc32(frame.numpy().tobytes(), seed & 0xFFFFFFFF)

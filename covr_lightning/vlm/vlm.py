@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -16,11 +16,30 @@ from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, load_lora, merge_lora, save_lora
 from covr_lightning.vlm.decode_loop import base_model
 from covr_lightning.vlm.decoding import Decoder, Decoding
+from covr_lightning.vlm.engines.engine import Engine, LocalEngine
 from covr_lightning.vlm.inputs import ImagePosition, VLMInputs
 from covr_lightning.vlm.loading import load_vlm, save_vlm
 from covr_lightning.vlm.prompts import Prompt, prompt_for
+from covr_lightning.vlm.quantization import Quantization, check_quantization, move
 
-__all__ = ["LORA_TARGETS", "VLM", "LoRA", "own_randomness"]
+__all__ = ["LORA_TARGETS", "VLM", "LoRA", "Proposals", "own_randomness"]
+
+
+class Proposals(NamedTuple):
+    """The VLM's actions for B frames.
+
+    Attributes:
+        actions: a_v (B, A), clipped to the bounds; to be masked where not valid.
+        valid: Which answers could be parsed (B,) bool.
+        answered: Which frames got an answer at all (B,) bool; every valid one did.
+    """
+
+    actions: Tensor
+    valid: Tensor
+    answered: Tensor
+
+
+DType = Literal["float32", "bfloat16"]
 
 
 class VLM:
@@ -32,13 +51,21 @@ class VLM:
         path: ``"embedded"`` (the tiny VLM that comes with the package), a Hugging Face folder, or a hub name.
         lora: Adapter settings; the adapter is made by the first fine-tune round.
         prompt: What the VLM is told; by default the prompt that comes with the task.
-        dtype: Type of the base weights, e.g. ``"bfloat16"``; float32 by default.
+        dtype: Type of the base weights; float32 by default. The adapter is float32 whatever they are.
         adapter: Folder of an adapter to begin with (a round's ``rounds/round_NNN_adapter``), e.g. one that was trained
             on another scenario; `lora` must be what it was trained with.
         decoding: How answers are decoded.
         image_position: Where the picture stands in the user's turn: ``"first"``, as the embedded VLM was trained, or
             ``"last"``, so that the text is the same in front of every picture and its keys and values are computed
             once; for a VLM that takes either.
+        engine: What answers: by default the weights in this process, or vLLM
+            (:class:`~covr_lightning.vlm.engines.vllm_engine.VLLMEngine`,
+            :class:`~covr_lightning.vlm.engines.vllm_server.VLLMServer`).
+        quantization: Bits of the base weights of the language model's linear layers, ``"nf4"`` or ``"int8"``
+            (QLoRA); the rest keeps `dtype`, which is also what quantised weights are multiplied in. None by default.
+
+    Raises:
+        ConfigError: `dtype` or `quantization` is none of these, or bitsandbytes is missing.
     """
 
     def __init__(
@@ -46,11 +73,16 @@ class VLM:
         path: str = "embedded",
         lora: LoRA | None = None,
         prompt: Prompt | None = None,
-        dtype: str | None = None,
+        dtype: DType | None = None,
         adapter: str | None = None,
         decoding: Decoding | None = None,
         image_position: ImagePosition = "first",
+        engine: Engine | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
+        if dtype is not None and dtype not in get_args(DType):
+            raise ConfigError(f"vlm.dtype is {dtype!r}; it can be {', '.join(map(repr, get_args(DType)))} or null.")
+        check_quantization(quantization)
         self.path = path
         self.lora = lora or LoRA()
         self.prompt = prompt
@@ -58,17 +90,24 @@ class VLM:
         self.adapter = adapter
         self.decoding = decoding or Decoding()
         self.image_position: ImagePosition = image_position
+        self.engine = engine or LocalEngine()
+        self.quantization = quantization
         #: Fine-tune round of the weights that answer; 0 is the base model.
         self.round = 0
         self.model: Any = None
+        self.spec: EnvSpec
         self.inputs: VLMInputs
         self.codec: ActionText
         self.decoder: Decoder
+        self._opened = False
+        self._adapter_in_force: Path | None = None
         self._device = torch.device("cpu")
         self._weight_changes = 0
 
     def load(self, spec: EnvSpec) -> None:
-        """Load weights, processor and prompt for an environment; does nothing the second time.
+        """Get ready to answer in an environment; does nothing the second time.
+
+        The weights are loaded if they are what answers (see :meth:`load_weights`).
 
         Args:
             spec: The environment; its action size must be the prompt's.
@@ -76,7 +115,7 @@ class VLM:
         Raises:
             ConfigError: The folder cannot be used, or prompt and environment disagree.
         """
-        if self.model is not None:
+        if self._opened:
             return
         prompt = self.prompt or prompt_for(spec.task)
         if prompt.action_size != spec.action_dim:
@@ -84,27 +123,70 @@ class VLM:
                 f"The prompt asks for {prompt.action_size} action values ({', '.join(prompt.action_names)}), but "
                 f"{spec.task} takes {spec.action_dim} (YAML key vlm.prompt.action_names)."
             )
-        self.model, processor = load_vlm(self.path, dtype=self.dtype)
-        self.model.requires_grad_(False)
-        self.inputs = VLMInputs(processor, prompt, self.image_position)
+        self.prompt = prompt
+        self.spec = spec
         self.codec = ActionText(spec.action_low, spec.action_high)
-        self.decoder = Decoder(self.inputs, self.codec, self.decoding)
+        self.engine.open(self)
+        self._opened = True
         if self.adapter is not None:
             self.load_adapter(Path(self.adapter), round_=0)
 
+    def load_weights(self) -> None:
+        """Load weights and processor into this process, to answer or to be fine-tuned; nothing the second time.
+
+        Comes after :meth:`load`, which tells the prompt.
+
+        Raises:
+            ConfigError: The folder cannot be used, or the engine could not serve an adapter of `lora`.
+        """
+        if self.model is not None:
+            return
+        assert self.prompt is not None, "load comes first"
+        self.model, processor = load_vlm(self.path, self.dtype, self._device, self.quantization)
+        self.model.requires_grad_(False)
+        self.inputs = VLMInputs(processor, self.prompt, self.image_position)
+        self.decoder = Decoder(self.inputs, self.codec, self.decoding)
+        self.engine.check_lora(self)
+        if self._adapter_in_force is not None:
+            self._put_on(self._adapter_in_force)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or will be loaded."""
+        return self._device
+
+    @property
+    def weights_state(self) -> tuple[int, int]:
+        """Another value for other weights."""
+        return self.round, self._weight_changes
+
     def to(self, device: torch.device) -> None:
-        """Move the model."""
+        """Move the model, or say where it is to be loaded."""
         self._device = device
         if self.model is not None:
-            self.model.to(device)
+            move(self.model, device)
 
-    def answer(self, frames: Tensor) -> list[str]:
-        """The VLM's words, as far as the first `]`.
+    def answer(self, frames: Tensor) -> list[str | None]:
+        """The VLM's words, as far as the first `]`; None for a frame that the engine got no answer for.
 
         Args:
             frames: (B, 3, H, W) uint8.
         """
-        return self.decoder.answers(self.model, frames, self._device, weights=(self.round, self._weight_changes))
+        return self.engine.answers(frames)
+
+    def ask(self, frames: Tensor) -> Proposals:
+        """The VLM's actions a_v, and which frames it did not answer.
+
+        Args:
+            frames: (B, 3, H, W) uint8.
+        """
+        answers = self.answer(frames)
+        decoded = [self.codec.decode(text or "") for text in answers]
+        return Proposals(
+            torch.stack([action for action, _ in decoded]),
+            torch.tensor([valid for _, valid in decoded]),
+            torch.tensor([text is not None for text in answers]),
+        )
 
     def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The VLM's actions a_v.
@@ -113,12 +195,11 @@ class VLM:
             frames: (B, 3, H, W) uint8.
 
         Returns:
-            Actions (B, A) clipped to the bounds, and which answers could be parsed (B,) bool; the others are masked,
-            never replaced by a random action.
+            Actions (B, A) clipped to the bounds, and for which frames there is an answer that could be parsed (B,)
+            bool; the others are masked, never replaced by a random action.
         """
-        decoded = [self.codec.decode(text) for text in self.answer(frames)]
-        actions = torch.stack([action for action, _ in decoded])
-        return actions, torch.tensor([valid for _, valid in decoded])
+        proposals = self.ask(frames)
+        return proposals.actions, proposals.valid
 
     def weights_changed(self) -> None:
         """Say that the weights are no longer those of the last answer, so that nothing computed from them is kept."""
@@ -149,6 +230,13 @@ class VLM:
         """Write the adapter in PEFT's format, complete or not at all; an older one at this place gives way."""
         save_lora(self.model, folder)
 
+    def adapter_folder(self, folder: Path) -> Path | None:
+        """Where the adapter in force can be read: written to `folder` if its weights are here; None without any."""
+        if self.model is not None and self.has_adapter:
+            self.save_adapter(folder)
+            return folder
+        return self._adapter_in_force
+
     def load_adapter(self, folder: Path, round_: int) -> None:
         """Put the adapter of a round in force.
 
@@ -159,18 +247,49 @@ class VLM:
         Raises:
             ConfigError: There is no adapter, or it is one of other settings or of another VLM.
         """
+        if self.model is not None:
+            self._put_on(folder)
+        self.round = round_
+        self.weights_changed()
+        self._use(folder)
+
+    def adapter_trained(self, round_: int, folder: Path | None = None) -> None:
+        """Put the adapter as training left it in force as that of a round.
+
+        Args:
+            round_: The round.
+            folder: Where to write it; an engine elsewhere reads it there.
+
+        Raises:
+            ValueError: No folder is given, and the engine is elsewhere.
+        """
+        if folder is not None:
+            self.save_adapter(folder)
+        elif self.engine.elsewhere:
+            raise ValueError(f"{type(self.engine).__name__} reads a round's adapter from a folder; none is given")
+        self.round = round_
+        self.weights_changed()
+        self._use(folder)
+
+    def _put_on(self, folder: Path) -> None:
         with own_randomness(0):  # a new adapter is drawn at random, although it is overwritten
             self.add_adapter()
         load_lora(self.model, folder, self.lora)
-        self.model.to(self._device)
-        self.round = round_
-        self.weights_changed()
+        move(self.model, self._device)
+
+    def _use(self, folder: Path | None) -> None:
+        self._adapter_in_force = folder
+        self.engine.use(folder)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Inside, the base model answers, exactly as before the first round."""
-        with self.model.disable_adapter() if self.has_adapter else nullcontext():
-            yield
+        self.engine.use(None)
+        try:
+            with self.model.disable_adapter() if self.has_adapter else nullcontext():
+                yield
+        finally:
+            self.engine.use(self._adapter_in_force)
 
     def merge_adapter(self) -> None:
         """Add the adapter to the base weights for good; the VLM then answers as before and has no adapter.

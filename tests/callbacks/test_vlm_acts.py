@@ -10,27 +10,28 @@ import torch
 from covr_lightning.callbacks.vlm_acts import HeldAnswers
 
 from covr_lightning.cli import main
+from covr_lightning.vlm.vlm import Proposals
 
 
 class Counting:
-    """Answers 0.1, 0.2, …; the second answer cannot be parsed. Remembers what it was shown."""
+    """Answers 0.1, 0.2, …; the second answer cannot be parsed, the fourth never comes. Remembers what it was shown."""
 
     def __init__(self) -> None:
         self.shown: list[torch.Tensor] = []
 
-    def propose(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def ask(self, frames: torch.Tensor) -> Proposals:
         self.shown.append(frames)
         n = len(self.shown)
-        return torch.full((1, 2), n / 10), torch.tensor([n != 2])
+        return Proposals(torch.full((1, 2), n / 10), torch.tensor([n not in (2, 4)]), torch.tensor([n != 4]))
 
 
 def test_answers_are_held_and_unparsable_ones_are_zero() -> None:
-    vlm, counts = Counting(), SimpleNamespace(asked=0, unparsable=0)
+    vlm, counts = Counting(), SimpleNamespace(asked=0, unparsable=0, unanswered=0)
     policy = HeldAnswers(vlm, action_dim=2, hold_agent_steps=3, counts=counts)
     pixels = torch.arange(9, dtype=torch.uint8)[None, :, None, None].expand(1, 9, 4, 4)
-    actions = [float(policy(pixels)[0, 0]) for _ in range(8)]
-    assert actions == pytest.approx([0.1] * 3 + [0.0] * 3 + [0.3] * 2)
-    assert (counts.asked, counts.unparsable) == (3, 1)
+    actions = [float(policy(pixels)[0, 0]) for _ in range(10)]
+    assert actions == pytest.approx([0.1] * 3 + [0.0] * 3 + [0.3] * 3 + [0.0])
+    assert (counts.asked, counts.unparsable, counts.unanswered) == (4, 1, 1)
     assert vlm.shown[0].shape == (1, 3, 4, 4)
     assert vlm.shown[0][0, :, 0, 0].tolist() == [6, 7, 8]  # the newest frame
 

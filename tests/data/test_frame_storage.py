@@ -8,46 +8,7 @@ from tensordict import TensorDict
 from torchrl.data import RandomSampler, TensorDictReplayBuffer
 
 from covr_lightning.data.frame_storage import FrameStackStorage
-
-K, H = 3, 6
-
-
-class Episodes:
-    """Random episodes of random frames, as full transitions."""
-
-    def __init__(self, seed: int, mean_length: float) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.p_end = 1 / mean_length
-        self.stack: list[torch.Tensor] = []
-        self.t = 0
-
-    def _frame(self) -> torch.Tensor:
-        return torch.randint(0, 256, (3, H, H), dtype=torch.uint8, generator=self.generator)
-
-    def step(self) -> TensorDict:
-        if not self.stack:
-            self.stack = [self._frame()] * K
-        before = torch.cat(self.stack)
-        self.stack = [*self.stack[1:], self._frame()]
-        after = torch.cat(self.stack)
-        done = bool(torch.rand((), generator=self.generator) < self.p_end)
-        if done:
-            self.stack = []
-        self.t += 1
-        return TensorDict(
-            {
-                "pixels": before,
-                "action": torch.full((2,), float(self.t)),
-                "next": TensorDict(
-                    {"pixels": after, "reward": torch.tensor([float(self.t)]), "done": torch.tensor([done])}
-                ),
-            }
-        )
-
-
-def assert_same(stored: TensorDict, reference: TensorDict) -> None:
-    for key in ("pixels", ("next", "pixels"), "action", ("next", "reward"), ("next", "done")):
-        assert torch.equal(stored[key], reference[key]), key
+from tests.data.episodes import Episodes, assert_same
 
 
 @pytest.mark.parametrize("mean_length", [2.5, 30.0])
@@ -121,19 +82,3 @@ def test_late_labels_find_their_row_or_find_it_overwritten() -> None:
     assert alive.tolist() == [False, True, True]  # rows 0 and 1 gave way to 4 and 5
     storage.write_column("label", position[alive], torch.ones(2, 1))
     assert storage.get(range(4))["label"].flatten().tolist() == [0.0, 1.0, 1.0, 0.0]  # slots 4→0, 5→1, 2→2, 3→3
-
-
-def test_save_and_restore_inside_an_episode(tmp_path) -> None:
-    episodes, storage = Episodes(3, 12), FrameStackStorage(50)
-    for t in range(130):
-        storage.set(t % 50, episodes.step())
-    storage.save(tmp_path / "replay.safetensors")
-    other = FrameStackStorage(50)
-    other.restore(tmp_path / "replay.safetensors")
-    more = [episodes.step() for _ in range(40)]
-    for t, row in enumerate(more):
-        storage.set((130 + t) % 50, row)
-        other.set((130 + t) % 50, row)
-    assert_same(other.get(torch.arange(50)), storage.get(torch.arange(50)))
-    with pytest.raises(ValueError, match="capacity 50, not 60"):
-        FrameStackStorage(60).restore(tmp_path / "replay.safetensors")

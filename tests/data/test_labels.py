@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tensordict import TensorDict
 
 from covr_lightning.counters import Counters
 from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
+from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.vlm import Proposals
 
 
 class Echo:
-    """Answers each frame with its first pixel; frames that start with an odd pixel cannot be answered."""
+    """Answers each frame with its first pixel; odd ones unintelligibly, those in `mute` not at all."""
 
     def __init__(self) -> None:
         self.round = 3
         self.calls: list[int] = []
+        self.add = 0.0
+        self.mute: set[int] = set()
+
+    def ask(self, frames: torch.Tensor) -> Proposals:
+        actions, valid = self.propose(frames)
+        answered = torch.tensor([int(frame[0, 0, 0]) not in self.mute for frame in frames])
+        return Proposals(actions, valid & answered, answered)
 
     def propose(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.calls.append(len(frames))
         first = frames[:, 0, 0, 0].float()
-        return first[:, None] / 256, first % 2 == 0
+        return first[:, None] / 256 + self.add, first % 2 == 0
 
 
 def fill(storage: FrameStackStorage, n: int, queue: LabelQueue | None = None) -> None:
@@ -69,6 +79,10 @@ def test_rows_that_were_overwritten_while_they_waited_are_skipped() -> None:
     fill(storage, 20, queue)
     queue.flush()
     assert queue.asked == 4  # of rows 0, 2, …, 18 only 12, 14, 16, 18 are left
+    late = LabelQueue(storage, echo, every_agent_steps=1, batch_size=50)
+    late.offer(0, 0)
+    late.flush()  # nothing is left to ask about
+    assert (late.asked, echo.calls[-1]) == (0, 4)
     restored = LabelQueue(storage, echo)
     restored.load_state_dict(queue.state_dict())
     assert (restored.asked, restored.unparsable) == (4, 0)
@@ -110,3 +124,73 @@ def test_the_vlm_can_drive_the_warm_up_and_holds_its_answer() -> None:
     assert torch.equal(driven[2], driven[0])  # held for three steps
     assert not torch.equal(driven[3], torch.full((2,), 13 / 256))  # 13 is odd, unparsable: uniform instead
     assert driver.calls == [1, 1]
+
+
+def renewed(stale: str) -> tuple[FrameStackStorage, Echo, LabelQueue, int]:
+    """Twelve rows, every third labelled in round 3; then the VLM of round 4 answers one half more."""
+    storage, echo = FrameStackStorage(9), Echo()
+    queue = LabelQueue(storage, echo, 3, batch_size=2, stale=stale, relabel_batch_size=2)
+    fill(storage, 12, queue)  # rows 0 … 11, of which the replay still holds 3 … 11; labelled: 3, 6, 9
+    echo.round, echo.calls = 4, []
+    echo.add = 0.5
+    return storage, echo, queue, queue.vlm_changed()
+
+
+def test_stale_answers_are_kept_masked_or_given_anew() -> None:
+    def columns(storage: FrameStackStorage) -> dict[int, tuple[float, bool, int]]:
+        rows = storage.get(range(9))
+        return {
+            int(rows["row_id"][i]): (float(rows["a_v"][i]), bool(rows["a_v_valid"][i]), int(rows["vlm_round"][i]))
+            for i in range(9)
+        }
+
+    unasked = dict.fromkeys((4, 5, 7, 8, 10, 11), (0.0, False, -1))
+    old = {3: (3 / 256, False, 3), 6: (6 / 256, True, 3), 9: (9 / 256, False, 3)}  # odd frames cannot be answered
+
+    storage, echo, _, n = renewed("keep")
+    assert (n, echo.calls) == (0, [])
+    assert columns(storage) == unasked | old
+
+    storage, echo, _, n = renewed("mask")
+    assert (n, echo.calls) == (3, [])
+    assert columns(storage) == unasked | old | {6: (6 / 256, False, 3)}
+
+    storage, echo, queue, n = renewed("relabel")
+    assert (n, echo.calls) == (3, [2, 1])
+    assert columns(storage) == unasked | {i: (i / 256 + 0.5, i == 6, 4) for i in (3, 6, 9)}
+    assert queue.asked == 4 + 3
+
+
+def test_rows_without_an_answer_are_masked_and_counted_apart() -> None:
+    storage, echo = FrameStackStorage(20), Echo()
+    echo.mute = {4, 5}
+    queue = LabelQueue(storage, echo, every_agent_steps=1, batch_size=4, stale="relabel")
+    fill(storage, 8, queue)
+    rows = storage.get(range(8))
+    assert rows["a_v_valid"].reshape(-1).tolist() == [True, False, True, False, False, False, True, False]
+    assert rows["vlm_round"].reshape(-1).tolist() == [3, 3, 3, 3, -1, -1, 3, 3]
+    assert (queue.asked, queue.unanswered, queue.unparsable) == (8, 2, 3)  # 1, 3 and 7 are unparsable, 5 is silent
+    restored = LabelQueue(storage, echo)
+    restored.load_state_dict(queue.state_dict())
+    assert (restored.asked, restored.unanswered, restored.unparsable) == (8, 2, 3)
+    old = {name: value for name, value in queue.state_dict().items() if name != "unanswered"}
+    restored.load_state_dict(old)  # a checkpoint from before there were services
+    assert restored.unanswered == 0
+
+    # Relabelled while the service is away: nothing old passes for new, and the row comes up again next time.
+    echo.round, echo.mute, echo.add = 4, {0, 4, 5}, 0.5
+    assert queue.vlm_changed() == 6
+    rows = storage.get(range(8))
+    assert rows["a_v_valid"].reshape(-1).tolist() == [False, False, True, False, False, False, True, False]
+    assert rows["vlm_round"].reshape(-1).tolist() == [3, 4, 4, 4, -1, -1, 4, 4]
+    echo.round, echo.mute = 5, {4, 5}
+    queue.vlm_changed()
+    rows = storage.get(range(8))
+    assert rows["vlm_round"].reshape(-1).tolist() == [5, 5, 5, 5, -1, -1, 5, 5]
+    assert float(rows["a_v"][0]) == 0.5
+
+
+def test_what_becomes_of_stale_answers_is_one_of_three() -> None:
+    with pytest.raises(ConfigError, match=r"data.stale_priors is 'drop'; it can be 'keep', 'mask' or 'relabel'"):
+        LabelQueue(FrameStackStorage(9), Echo(), stale="drop")
+    assert LabelQueue(FrameStackStorage(9), Echo(), stale="relabel").vlm_changed() == 0  # nothing collected yet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from covr_lightning.envs import DMControl
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
-from covr_lightning.vlm.vlm import VLM, LoRA
+from covr_lightning.vlm.vlm import VLM, LoRA, Proposals
 
 REACHER = DMControl("reacher-easy").spec
 
@@ -116,3 +117,127 @@ def test_too_few_rows_are_said_and_change_nothing(untrained_vlm: Path, n: int) -
     fine_tune_round(report, model, rows(n), torch.arange(float(n)), 0.0, EDDF(), RALW(), SETTINGS, CPU)
     assert "nothing to fine-tune on" in report.note
     assert not model.has_adapter
+
+
+def test_the_vlm_is_back_on_its_device_without_gradients_before_it_answers(untrained_vlm: Path) -> None:
+    # Lightning moves what it trained to the CPU when it ends, and leaves the last gradients.
+    events = []
+
+    class Watched(VLM):
+        def to(self, device: torch.device) -> None:
+            events.append(("to", device, any(p.grad is not None for p in self.model.parameters())))
+            super().to(device)
+
+        def ask(self, images: torch.Tensor) -> Proposals:
+            events.append(("ask", len(images)))
+            return super().ask(images)
+
+    model = Watched(str(untrained_vlm), LoRA(rank=8, alpha=16))
+    model.load(REACHER)
+    short = FineTuneSettings(epochs=1, max_steps=1, batch_size=4, accumulate=1, held_out=0.2)
+    fine_tune_round(
+        RoundReport(1, 1000, 20), model, rows(20), torch.arange(20.0), 0.0, KeepAll(), UniformWeight(), short, CPU
+    )
+    assert events == [("ask", 4), ("to", torch.device("cpu"), False), ("ask", 4)]
+
+
+@pytest.mark.gpu
+def test_a_round_on_a_gpu(untrained_vlm: Path) -> None:
+    model = VLM(str(untrained_vlm), LoRA(rank=8, alpha=16, dropout=0.0))
+    model.to(torch.device("cuda", 0))
+    model.load(REACHER)
+    report = RoundReport(1, 1000, 20)
+    gpu = {"accelerator": "gpu", "devices": [0]}
+    fine_tune_round(report, model, rows(20), torch.arange(20.0), 0.0, KeepAll(), UniformWeight(), SETTINGS, gpu)
+    assert report.error_after < 0.05
+    assert {p.device.type for p in model.model.parameters()} == {"cuda"}
+
+
+class Failing:
+    """Stands in for the loss: the first `times` calls fail as told, those after it compute it."""
+
+    def __init__(self, error: Exception | None, times: int) -> None:
+        self.error, self.times, self.original = error, times, VLMFineTuner.loss
+        self.batches: list[int] = []
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> Failing:
+        def loss(tuner: VLMFineTuner, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            self.batches.append(len(images))
+            computed = self.original(tuner, images, *rest)
+            if len(self.batches) > self.times:
+                return computed
+            if self.error is not None:
+                raise self.error
+            return computed * torch.nan
+
+        monkeypatch.setattr(VLMFineTuner, "loss", loss)
+        return self
+
+
+FAILURES = {
+    "out of memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB"),
+    "out of memory on the CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate"),
+    "diverged": None,
+}
+
+
+def a_round(model: VLM, number: int = 1, **settings) -> RoundReport:
+    report = RoundReport(number, 100, 20)
+    return fine_tune_round(
+        report, model, rows(20), torch.ones(20), 0.0, KeepAll(), UniformWeight(), replace(SETTINGS, **settings), CPU
+    )
+
+
+@pytest.mark.parametrize("why", FAILURES)
+def test_a_failed_training_is_tried_again_with_half_the_batch(
+    why: str, untrained_vlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(FAILURES[why], 1).patch(monkeypatch)
+    report = a_round(vlm(untrained_vlm))
+    assert failing.batches == [8] + 40 * [4]  # ten times 16 training rows
+    assert len(report.losses) == 40
+    (failure,) = report.failures
+    assert "(batches of 8)" in failure
+    assert report.error_after < 0.05
+
+
+@pytest.mark.parametrize("why", FAILURES)
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_after_two_failures_the_adapter_of_the_round_before_stays(
+    why: str, gradient_checkpointing: bool, untrained_vlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vlm(untrained_vlm)
+    assert a_round(model).losses
+    before, said = {k: v.clone() for k, v in model.model.state_dict().items()}, model.answer(frames(4))
+    with monkeypatch.context() as patch:
+        failing = Failing(FAILURES[why], 2).patch(patch)
+        report = a_round(model, number=2, gradient_checkpointing=gradient_checkpointing)
+    assert failing.batches == [8, 4]
+    assert (report.losses, len(report.failures), report.error_after != report.error_after) == ([], 2, True)
+    assert report.note.startswith("the adapter stays as it was: ")
+    assert model.round == 1
+    assert not model.model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+    assert model.answer(frames(4)) == said
+
+
+def test_an_adapter_that_ends_up_infinite_counts_as_diverged(
+    untrained_vlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = VLMFineTuner.finish
+
+    def finish(tuner: VLMFineTuner) -> None:
+        original(tuner)
+        next(p for p in tuner.model.parameters() if p.requires_grad).data[0] = torch.inf
+
+    monkeypatch.setattr(VLMFineTuner, "finish", finish)
+    model = vlm(untrained_vlm)
+    report = a_round(model, epochs=1)
+    assert "the adapter is not finite after the last step" in report.note
+    assert all(torch.isfinite(p).all() for p in model.model.parameters())
+
+
+def test_other_errors_are_not_hidden(untrained_vlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Failing(RuntimeError("shapes differ"), 1).patch(monkeypatch)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        a_round(vlm(untrained_vlm), epochs=1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.vlm.engines.vllm_stub import VLLMStub
 from tests.vlm.tiny_models import write_hub_folder
 
 
@@ -25,3 +26,10 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return written[key]
 
     return folder
+
+
+@pytest.fixture
+def stub() -> Iterator[VLLMStub]:
+    """A server to label by."""
+    with VLLMStub() as server:
+        yield server

@@ -15,7 +15,14 @@ from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.embedded.model import build_tokenizer
 from covr_lightning.vlm.embedded.questions import training_corpus
 from covr_lightning.vlm.embedded.scenes import embedded_scenes
-from covr_lightning.vlm.grammar import AnswerGrammar, answer_transitions, token_texts
+from covr_lightning.vlm.grammar import (
+    AnswerGrammar,
+    answer_regex,
+    answer_transitions,
+    longest_answer,
+    most_integer_digits,
+    token_texts,
+)
 from tests.vlm.tiny_models import llava_tokenizer, qwen_tokenizer
 
 SIZES = (1, 2, 6, 12)
@@ -45,6 +52,36 @@ def is_beginning(text: str, size: int) -> bool:
         return True
     rest = ", 0" * (size - text.count(",") - 1) + "]"
     return any(pattern.fullmatch(text + tail + rest) for tail in ("", "0", " 0"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("integer_digits", [1, 3])
+def test_the_regular_expression_accepts_what_the_automaton_does(size: int, integer_digits: int) -> None:
+    transitions, pattern = answer_transitions(size, integer_digits), re.compile(answer_regex(size, integer_digits))
+    rng = np.random.default_rng(size)
+    lengths = set()
+    for _ in range(300):
+        state, text = 0, ""
+        while transitions[state]:
+            text += rng.choice(sorted(transitions[state]))
+            state = transitions[state][text[-1]]
+        assert pattern.fullmatch(text)
+        lengths.add(len(text))
+        spot = rng.integers(len(text))
+        broken = text[:spot] + rng.choice(list("-.0, ]x")) + text[spot + rng.integers(2) :]
+        state = 0
+        for character in broken:
+            state = transitions[state].get(character, -1) if state >= 0 else -1
+        assert bool(pattern.fullmatch(broken)) == (state == len(transitions) - 1)
+    assert max(lengths) <= longest_answer(size, integer_digits)
+    longest = ", ".join(["-" + "8" * integer_digits + ".88"] * size)
+    assert len(f"action:[{longest}]") == longest_answer(size, integer_digits)
+    assert pattern.fullmatch(f"action:[{longest}]")
+
+
+def test_digits_before_the_dot_follow_the_bounds() -> None:
+    assert [most_integer_digits(ActionText(-x, x)) for x in (0.5, 1.0, 9.99, 10.0, 123.4)] == [1, 1, 1, 2, 3]
+    assert most_integer_digits(ActionText([-1.0, -25.0], [1.0, 3.0])) == 2
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 
+from benchmarks.qwen import QWEN_3B
 from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import RALW, KeepAll
@@ -25,30 +26,6 @@ from covr_lightning.vlm.vlm import VLM
 Folders = Callable[..., Path]
 REACHER = DMControl("reacher-easy").spec
 
-#: config.json of Qwen/Qwen2.5-VL-3B-Instruct, as far as it decides about parameters.
-QWEN_3B = {
-    "text_config": {
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128000,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    },
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-        "patch_size": 14,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-    "tie_word_embeddings": True,
-}
 BASE_PARAMETERS = 3_754_622_976
 
 LOGITS_IN_A_FRESH_PROCESS = """

@@ -10,22 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.qwen import CHAT_TEMPLATE, SPECIAL_TOKENS, train_bpe
 from covr_lightning.vlm.inputs import chat_messages
 from covr_lightning.vlm.prompts import dmc_prompt
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava")
-QWEN_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
-QWEN_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
@@ -39,18 +28,8 @@ CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261302
 @cache
 def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-level BPE trained on one prompt."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
-
-    stock = Qwen2Tokenizer(vocab={}, merges=[])
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = stock._tokenizer.pre_tokenizer
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
     prompt = dmc_prompt("reacher-easy")
-    bpe.train_from_iterator([prompt.system, prompt.user, "system user assistant"] * 4, trainer)
-    model = json.loads(bpe.to_str())["model"]
-    return model["vocab"], [tuple(merge) for merge in model["merges"]]
+    return train_bpe([prompt.system, prompt.user, "system user assistant"] * 4, 420)
 
 
 def qwen_tokenizer() -> Any:
@@ -59,7 +38,7 @@ def qwen_tokenizer() -> Any:
 
     vocab, merges = _bpe()
     tokenizer = Qwen2Tokenizer(vocab=dict(vocab), merges=list(merges))
-    tokens = [AddedToken(token, special=True, normalized=False) for token in QWEN_TOKENS]
+    tokens = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     tokenizer.add_tokens(tokens, special_tokens=True)
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.model_max_length = 131072
@@ -82,7 +61,7 @@ def llava_tokenizer() -> Any:
 
 def _qwen_parts(tied: bool) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     tokenizer = qwen_tokenizer()
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_TOKENS}
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     ends = {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}
     text = {
         "vocab_size": len(tokenizer) + 3,
@@ -224,7 +203,7 @@ def write_hub_folder(folder: Path, family: str, tied: bool = False, seed: int = 
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = tiny_model(family, tied, seed)
     is_llava, is_old = family == "llava", family != "qwen3_vl"
-    template = LLAVA_TEMPLATE if is_llava else QWEN_TEMPLATE
+    template = LLAVA_TEMPLATE if is_llava else CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     _edit(folder / "tokenizer_config.json", processor_class=_preprocessor(family)["processor_class"])
     if not is_llava:

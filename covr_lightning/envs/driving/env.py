@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from covr_lightning.envs.driving.rules import Progress, advance, tick_reward
 from covr_lightning.envs.driving.scenario import Scenario, load_scenario
 from covr_lightning.envs.driving.simulator import DrivingSimulator, SimulatorLost, SimulatorTaken
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import generator_state, set_generator_state
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class DrivingEnv(PixelEnv):
         repeat_distance: RepeatDistance = "integrated",
     ) -> None:
         self.simulator = simulator
+        self.repeatable = simulator.repeatable
         self.scenario: Scenario = simulator.scenario
         self.repeat_reward = repeat_reward
         self.repeat_distance = repeat_distance
@@ -112,6 +114,14 @@ class DrivingEnv(PixelEnv):
     def simulator_seed(self, seed: int) -> None:
         """Seed traffic, pedestrians and starts."""
         self.simulator.seed(seed)
+
+    def random_state(self) -> dict[str, Any]:
+        """The simulator's random numbers."""
+        return generator_state(self.simulator.rng)
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Set the simulator's random numbers."""
+        set_generator_state(self.simulator.rng, state)
 
     def simulator_reset(self) -> np.ndarray:
         """Start an episode."""

@@ -66,14 +66,20 @@ class DrivingSimulator(ABC):
 
     Args:
         scenario: What happens on the road.
+        seed: Of everything random.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
+    #: Whether it does the same again from the same random numbers and actions.
+    repeatable: bool
 
-    @abstractmethod
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.scenario = scenario
+        #: What resets draw from.
+        self.rng = np.random.default_rng(seed)
+
     def seed(self, seed: int) -> None:
         """Seed everything random; the next reset starts from it."""
+        self.rng = np.random.default_rng(seed)
 
     @abstractmethod
     def reset(self) -> None:

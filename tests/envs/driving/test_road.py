@@ -17,7 +17,7 @@ from covr_lightning.envs.driving.road.simulator import RoadSimulator
 from covr_lightning.envs.driving.road.track import Pose
 from covr_lightning.envs.driving.road.traffic import Vehicle, advance_vehicles
 from covr_lightning.envs.driving.scenario import load_scenario
-from covr_lightning.envs.driving.simulator import SimulatorLost, SimulatorTaken, Tick
+from covr_lightning.envs.driving.simulator import DrivingSimulator, SimulatorLost, SimulatorTaken, Tick
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import play_episode
 
@@ -79,11 +79,8 @@ class Scripted(RoadSimulator):
     """A simulator that hands out prepared ticks."""
 
     def __init__(self, ticks: list[Tick | Exception]) -> None:
-        self.scenario = load_scenario("ghost_pedestrian")
+        DrivingSimulator.__init__(self, load_scenario("ghost_pedestrian"), seed=0)
         self.ticks = list(ticks)
-
-    def seed(self, seed: int) -> None:
-        pass
 
     def reset(self) -> None:
         pass

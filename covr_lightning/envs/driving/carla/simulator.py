@@ -44,8 +44,10 @@ class CarlaSimulator(DrivingSimulator):
         ConfigError: There is no server, or the scenario does not fit it.
     """
 
+    repeatable = False
+
     def __init__(self, connection: CarlaConnection, seed: int, reconnects: int = 5) -> None:
-        super().__init__(connection.scenario)
+        super().__init__(connection.scenario, seed)
         self.connection = connection
         self.reconnects = reconnects
         self._weather = weather(self.scenario.weather)
@@ -55,12 +57,7 @@ class CarlaSimulator(DrivingSimulator):
         self._picture = np.zeros((size, size, 3), np.uint8)
         #: Whether it has been closed.
         self.closed = False
-        self.seed(seed)
         connection.open()
-
-    def seed(self, seed: int) -> None:
-        """Seed everything that is drawn."""
-        self._rng = np.random.default_rng(seed)
 
     # Episodes ---------------------------------------------------------------------------------------------------------
 
@@ -71,7 +68,7 @@ class CarlaSimulator(DrivingSimulator):
             ConfigError: It did not come back, or the scenario does not fit it.
         """
         # What is drawn must not depend on how often the server was lost on the way.
-        seed = int(self._rng.integers(2**63))
+        seed = int(self.rng.integers(2**63))
         self._end_episode()
         self.connection.lend(self, self._end_episode)
         for _ in self.connection.reopen(self.reconnects):

@@ -43,31 +43,28 @@ class RoadSimulator(DrivingSimulator):
         seed: Of starts, traffic, pedestrians, paints and scenery.
     """
 
+    repeatable = True
+
     def __init__(self, scenario: Scenario, seed: int) -> None:
-        super().__init__(scenario)
+        super().__init__(scenario, seed)
         self.track = Track(scenario.road)
         self.scene = RoadScene(scenario, seed)
         self.vehicles: list[Vehicle] = []
         self.pedestrians: list[Pedestrian] = []
         self.ego, self.speed = Pose(0, 0, 0), 0.0
-        self.seed(seed)
-
-    def seed(self, seed: int) -> None:
-        """Seed everything random."""
-        self._rng = np.random.default_rng(seed)
 
     def reset(self) -> None:
         """Draw a start, traffic, pedestrians and scenery."""
         start = self.scenario.ego
-        s = float(self._rng.uniform(*start.s))
-        d = self.scenario.lane_middle(int(self._rng.choice(start.lanes)))
+        s = float(self.rng.uniform(*start.s))
+        d = self.scenario.lane_middle(int(self.rng.choice(start.lanes)))
         self.ego, self.speed = self.track.pose(s, d), 0.0
         near = CAR.length + START_CLEARANCE
         self.vehicles = [
-            v for v in draw_vehicles(self.scenario, self._rng) if v.wanted == 0 or v.d != d or abs(v.s - s) > near
+            v for v in draw_vehicles(self.scenario, self.rng) if v.wanted == 0 or v.d != d or abs(v.s - s) > near
         ]
-        self.pedestrians = draw_pedestrians(self.scenario, self._rng)
-        self.scene.reset(self._rng, s)
+        self.pedestrians = draw_pedestrians(self.scenario, self.rng)
+        self.scene.reset(self.rng, s)
 
     def tick(self, steer: float, throttle: float) -> Tick:
         """Move everybody; a driven car that runs into somebody stops at them and takes their speed along its way."""

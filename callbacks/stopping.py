@@ -1,0 +1,47 @@
+"""Stops a run on a signal, at a moment that can be continued exactly."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from covr_lightning.data.datamodule import ExperienceData
+from covr_lightning.stopping import stop_signals
+
+
+class StopOnSignal(L.Callback):
+    """Ends the run after the agent step in which Ctrl-C, SIGTERM or SIGUSR1 came; `RunCheckpoint` then saves it.
+
+    A signal in a fine-tune round or an evaluation, which may take long, ends it at once; the step stays open, and the
+    resumed run begins with that round or evaluation. Must come after `ProgressiveFineTune`.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen, in place of Lightning, which would end the run in the middle of a step's work."""
+        stop_signals.install()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+        """Stop between two agent steps; with an evaluation to come, the step stays open."""
+        data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
+        data.step_is_open = trainer.val_check_batch == 1
+        stop_signals.check()
+        data.step_is_open = False
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a signal stops the run at once."""
+        if trainer.state.fn == "fit":
+            trainer.datamodule.step_is_open = True  # type: ignore[attr-defined]
+            stop_signals.begin_at_once()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The step is done."""
+        if trainer.state.fn == "fit":
+            stop_signals.end_at_once()
+            trainer.datamodule.step_is_open = False  # type: ignore[attr-defined]
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        stop_signals.uninstall()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        stop_signals.uninstall()

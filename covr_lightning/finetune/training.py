@@ -1,0 +1,130 @@
+"""Training an adapter in an inner Trainer, and what happens when that fails."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed
+from torch import Tensor
+
+from covr_lightning.finetune.module import DivergedError, FineTuneSettings, VLMFineTuner
+from covr_lightning.vlm.vlm import VLM
+
+log = logging.getLogger(__name__)
+
+
+def train_adapter(
+    vlm: VLM,
+    frames: Tensor,
+    actions: Tensor,
+    weights: Tensor,
+    settings: FineTuneSettings,
+    trainer_kwargs: dict[str, Any],
+) -> tuple[list[float], list[str]]:
+    """Train the VLM's adapter; if memory runs out or the loss is not finite, once more with half the batch.
+
+    The second try accumulates twice as many batches, so that an optimizer step sees as many rows. After a failure the
+    adapter is what it was before. On several devices memory that runs out on one is an error: the others already wait
+    for it in a collective. Sharded (FSDP2) there is no second try, and afterwards the
+    VLM can be saved and nothing else.
+
+    Args:
+        vlm: Gets an adapter if it has none.
+        frames: (N, 3, H, W) uint8.
+        actions: (N, A).
+        weights: (N,) ≥ 0.
+        settings: How to train.
+        trainer_kwargs: Arguments of the inner Trainer (devices, strategy, precision).
+
+    Returns:
+        The losses, one per forward pass, none if both tries failed; and why a try failed, if one did.
+    """
+    vlm.add_adapter()
+    before = {name: p.detach().cpu().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
+    halved = replace(settings, batch_size=max(1, settings.batch_size // 2), accumulate=2 * settings.accumulate)
+    failures: list[str] = []
+    for attempt in (settings, halved):
+        tuner = VLMFineTuner(vlm, attempt)
+        try:
+            _fit(tuner, attempt, trainer_kwargs, (frames, actions, weights))
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, DivergedError) and (is_distributed() or not _out_of_memory(error)):
+                raise
+            if tuner.is_sharded:
+                raise
+            failures.append(f"{str(error).splitlines()[0]} (batches of {attempt.batch_size})")
+            log.warning("Fine-tuning failed: %s", failures[-1])
+            with torch.no_grad():
+                for name, parameter in vlm.model.named_parameters():
+                    if name in before:
+                        parameter.copy_(before[name])
+        else:
+            return tuner.losses, failures
+        finally:
+            tuner.zero_grad()  # they would take memory until the next round
+            if not tuner.is_sharded:
+                vlm.to(vlm.device)  # Lightning leaves what it trained on the CPU
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return [], failures
+
+
+def _fit(
+    tuner: VLMFineTuner,
+    settings: FineTuneSettings,
+    trainer_kwargs: dict[str, Any],
+    rows: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    with quiet_lightning(), torch.enable_grad():
+        # A strategy or a plugin serves one Trainer, hence the copy.
+        arguments: dict[str, Any] = {"enable_progress_bar": False, **copy.deepcopy(trainer_kwargs)}
+        trainer = L.Trainer(
+            max_epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            accumulate_grad_batches=settings.accumulate,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            inference_mode=False,
+            **{**arguments, "use_distributed_sampler": False},  # the module shares each batch out itself
+        )
+        try:
+            trainer.fit(tuner, tuner.train_loader(*rows))
+        finally:
+            tuner.finish()
+    if not all(torch.isfinite(p).all() for p in tuner.model.parameters() if p.requires_grad):
+        raise DivergedError("the adapter is not finite after the last step")
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several."""
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU (for which PyTorch has no error of its own)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep an inner Trainer from announcing itself in the middle of a run."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,53 @@
+"""Random states as plain values and tensors, which a checkpoint can hold without pickled objects."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def global_state() -> dict[str, Any]:
+    """The states of PyTorch's (CPU and CUDA), NumPy's and Python's global random numbers."""
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": twister_state(np.random.mtrand._rand),
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_global_state(state: dict[str, Any]) -> None:
+    """Set what :func:`global_state` gave; CUDA's only if there are as many devices as then."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    set_twister_state(np.random.mtrand._rand, state["numpy"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+def generator_state(generator: np.random.Generator) -> dict[str, Any]:
+    """The state of a NumPy generator whose state is made of integers (PCG64, NumPy's default)."""
+    return dict(generator.bit_generator.state)
+
+
+def set_generator_state(generator: np.random.Generator, state: dict[str, Any]) -> None:
+    """Set what :func:`generator_state` gave."""
+    generator.bit_generator.state = state
+
+
+def twister_state(twister: np.random.RandomState) -> dict[str, Any]:
+    """The state of a NumPy RandomState (a Mersenne Twister)."""
+    state = twister.get_state(legacy=False)
+    key = torch.from_numpy(state["state"]["key"].astype(np.int64))
+    return {**state, "state": {"key": key, "pos": int(state["state"]["pos"])}}
+
+
+def set_twister_state(twister: np.random.RandomState, state: dict[str, Any]) -> None:
+    """Set what :func:`twister_state` gave."""
+    key = state["state"]["key"].numpy().astype(np.uint32)
+    twister.set_state({**state, "state": {**state["state"], "key": key}})

@@ -1,0 +1,95 @@
+"""NaN and infinity: caught before they do harm, named, and the run ends with status 3 or goes on without them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from covr_lightning.agent import SACModule
+from covr_lightning.agent.finite import FiniteGuard
+from covr_lightning.counters import Counters
+from covr_lightning.data import ExperienceData
+from covr_lightning.errors import ConfigError, NonFiniteError
+from covr_lightning.finetune import EpisodeBuffer
+from tests.short_runs import fit
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_and_gradients_are_looked_at(bad: float) -> None:
+    clock = Counters(env_steps=40, grad_steps=7)
+    guard, weight = FiniteGuard("stop"), torch.ones(3, requires_grad=True)
+    weight.grad = torch.tensor([1.0, -2.0, 3e38])
+    assert guard.allows("loss", clock, torch.tensor(1.0), [weight, torch.ones(1)])
+    with pytest.raises(NonFiniteError, match=rf"The loss is {bad} at environment step 40 \(gradient step 8\)"):
+        guard.allows("loss", clock, torch.tensor(bad), [weight])
+    weight.grad[1] = bad
+    with pytest.raises(NonFiniteError, match="The gradient of the loss is not finite at environment step 40"):
+        guard.allows("loss", clock, torch.tensor(1.0), [weight])
+    assert not FiniteGuard("skip").allows("loss", clock, torch.tensor(1.0), [weight])
+
+
+def test_what_to_do_is_one_of_two() -> None:
+    with pytest.raises(ConfigError, match=r"model.on_non_finite is 'pray'; it can be 'stop' or 'skip'"):
+        FiniteGuard("pray")  # type: ignore[arg-type]
+
+
+def bad_reward_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ExperienceData._store
+
+    def store(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == step:
+            collected["next", "reward"].fill_(math.nan)
+        return original(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", store)
+
+
+def test_a_bad_reward_stops_the_run_and_what_was_saved_stays(
+    untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad_reward_at(3480, monkeypatch)
+    assert fit(tmp_path, untrained_vlm) == 3
+    message = capsys.readouterr().err
+    assert "The reward is nan at environment step 3480 (gradient step 69)" in message
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["ExperienceData"]["counters"]["env_steps"] == 3000
+
+
+def test_a_bad_reward_can_be_left_out(untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad_reward_at(3480, monkeypatch)
+    cuts = []
+    monkeypatch.setattr(EpisodeBuffer, "cut_episode", lambda buffer: cuts.append(buffer.open_rows))
+    assert fit(tmp_path, untrained_vlm, "--model.on_non_finite", "skip") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["env_steps"] == 6000
+    assert cuts == [12]  # agent steps 75 … 86 of the episode that began at environment step 3000
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize(("policy", "status"), [("stop", 3), ("skip", 0)])
+def test_a_bad_gradient_never_reaches_the_weights(
+    policy: str, status: int, untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, seen = SACModule.manual_backward, []
+
+    def backward(module: SACModule, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        original(module, loss, *args, **kwargs)
+        gradient = module.critic.q1[0].weight.grad
+        if module.counters.grad_steps == 29 and gradient is not None and not seen:
+            seen.append([p.detach().clone() for p in module.critic.parameters()])
+            gradient[0, 0] = math.inf
+            seen.append(module)
+
+    monkeypatch.setattr(SACModule, "manual_backward", backward)
+    assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "3000", "--model.on_non_finite", policy) == status
+    before, module = seen
+    if policy == "stop":
+        assert all(torch.equal(a, b) for a, b in zip(before, module.critic.parameters(), strict=True))
+    assert module.finite.skipped == (policy == "skip")
+    assert all(torch.isfinite(p).all() for p in module.parameters())

@@ -1,0 +1,303 @@
+"""Whole runs: what they leave on disk, and how they go on after a kill, a full disk, damage and a move."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from covr_lightning.callbacks import RunCheckpoint
+
+from covr_lightning.cli import main
+from covr_lightning.data.datamodule import ExperienceData
+from covr_lightning.errors import ConfigError
+from covr_lightning.saving.lock import only_run_in
+
+# An agent step is 40 environment steps, an episode 25 agent steps; evaluations at 40, 1000 and 2000 environment steps.
+SETTINGS = """
+data:
+  class_path: covr_lightning.data.ExperienceData
+  init_args:
+    env: {class_path: covr_lightning.envs.DMControl, init_args: {task: cartpole-swingup, action_repeat: 40, size: 40}}
+    max_env_steps: 2000
+    warmup_agent_steps: 20
+    batch_size: 8
+    replay_capacity: 1000
+    eval_every_env_steps: 1000
+    eval_episodes: 1
+model:
+  class_path: covr_lightning.agent.SACModule
+  init_args:
+    prior: {class_path: covr_lightning.agent.NoPrior}
+    augmentation: {class_path: covr_lightning.agent.RandomCrop, init_args: {size: 32}}
+    hidden: 16
+    filters: 4
+trainer: {accelerator: cpu, enable_progress_bar: false, log_every_n_steps: 10}
+"""
+
+
+def command(tmp_path: Path, name: str, options: dict[str, Any] | None = None, runs: Path | None = None) -> list[str]:
+    """The command line of a small run in `tmp_path`, saved as `options` of RunCheckpoint say."""
+    config = yaml.safe_load(SETTINGS)
+    if options is not None:
+        config["trainer"]["callbacks"] = [
+            {"class_path": "covr_lightning.callbacks.RunCheckpoint", "init_args": options}
+        ]
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return [name, "--config", str(path), "--runs_dir", str(runs or tmp_path), "--name", "run"]
+
+
+@pytest.fixture
+def covr(tmp_path: Path) -> Callable[..., int]:
+    """``covr("fit", options, …)`` runs that command line."""
+
+    def run(name: str, options: dict[str, Any] | None = None, *more: str, runs: Path | None = None) -> int:
+        return main([*command(tmp_path, name, options, runs), *more])
+
+    return run
+
+
+def env_steps(path: Path) -> int:
+    return torch.load(path, weights_only=True)["ExperienceData"]["counters"]["env_steps"]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
+    """A context in which a run dies at an environment step and nothing is saved on the way out, as after kill −9."""
+
+    class Killed(BaseException):
+        pass
+
+    def context(step: int) -> Any:
+        store = ExperienceData._store
+
+        def dying(data: ExperienceData, collected: Any) -> Any:
+            if data.counters.env_steps >= step:
+                raise Killed
+            return store(data, collected)
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(ExperienceData, "_store", dying)
+        patch.setattr(RunCheckpoint, "on_exception", lambda *arguments: None)
+
+        class Context:
+            def __enter__(self) -> None:
+                self.expected = pytest.raises(Killed)
+                self.expected.__enter__()
+
+            def __exit__(self, *error: Any) -> bool:
+                patch.undo()
+                return bool(self.expected.__exit__(*error))
+
+        return Context()
+
+    return context
+
+
+def test_what_is_kept(covr: Callable[..., int], tmp_path: Path) -> None:
+    assert covr("fit", {"save_top_k": 2}) == 0
+    folder = tmp_path / "run" / "checkpoints"
+    returns = {point["env_steps"]: point["return"] for point in summary(tmp_path / "run")["curve"]}
+    assert list(returns) == [40, 1000, 2000]
+    best = sorted(returns, key=lambda step: returns[step], reverse=True)[:2]
+    assert {file.name for file in folder.iterdir()} == {"last.ckpt", *(f"best-env{step}.ckpt" for step in best)}
+    for step in best:
+        assert env_steps(folder / f"best-env{step}.ckpt") == step
+    named = {
+        entry["name"]
+        for path in folder.glob("*.ckpt")
+        for entry in torch.load(path, weights_only=True)["ExperienceData"]["replay"]["parts"]
+    }
+    assert {file.name for file in (tmp_path / "run" / "replay").iterdir()} == named
+
+
+@pytest.mark.parametrize(("at", "saved"), [(320, 200), (1720, 1600)])
+def test_killed_between_evaluations(
+    covr: Callable[..., int], killed_at: Callable[[int], Any], tmp_path: Path, at: int, saved: int
+) -> None:
+    options = {"every_env_steps": 200}
+    with killed_at(at):
+        covr("fit", options)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert env_steps(last) == saved
+    assert covr("fit", options, "--ckpt_path", "last") == 0
+    end = summary(tmp_path / "run")
+    assert end["env_steps"] == env_steps(last) == 2000
+    assert end["grad_steps"] == 50 - 20 + 1
+    assert [point["env_steps"] for point in end["curve"]] == [40, 1000, 2000]
+
+
+@pytest.mark.slow
+def test_kill_9_again_and_again(covr: Callable[..., int], tmp_path: Path) -> None:
+    options, moments = {"every_env_steps": 80}, random.Random(0)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = [0]
+    while len(saved) < 4:
+        fit = command(tmp_path, "fit", options) + (["--ckpt_path", "last"] if last.exists() else [])
+        process = subprocess.Popen([sys.executable, "-m", "covr_lightning.cli", *fit], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (last.exists() and env_steps(last) > saved[-1]):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        saved.append(env_steps(last))
+    assert saved == sorted(set(saved))
+    assert covr("fit", options, "--ckpt_path", "last") == 0
+    assert env_steps(last) == 2000
+    assert summary(tmp_path / "run")["grad_steps"] == 50 - 20 + 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_moved_run_goes_on_and_keeps_its_best(
+    covr: Callable[..., int], killed_at: Callable[[int], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_at(1200):
+        covr("fit")
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    first = torch.load(best, weights_only=True)["callbacks"]
+    (score,) = (
+        state["best_model_score"]
+        for name, state in first.items()
+        if "ModelCheckpoint" in name or "RunCheckpoint" in name
+    )
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "run").rename(tmp_path / "moved" / "run")
+    assert covr("fit", None, "--ckpt_path", "last", runs=tmp_path / "moved") == 0
+    folder = tmp_path / "moved" / "run"
+    assert summary(folder)["env_steps"] == 2000
+    returns = {point["env_steps"]: point["return"] for point in summary(folder)["curve"]}
+    assert max(returns[40], returns[1000]) == pytest.approx(float(score))
+    assert env_steps(folder / "checkpoints" / "best.ckpt") == max(returns, key=lambda step: returns[step])
+    assert not (tmp_path / "run").exists()
+
+
+def test_damage_is_told_in_one_sentence(
+    covr: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert covr("fit", {"save_top_k": -1}) == 0
+    folder = tmp_path / "run" / "checkpoints"
+
+    def refused(*arguments: Any) -> str:
+        capsys.readouterr()
+        assert covr(*arguments) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    last, good, older = folder / "last.ckpt", folder / "best-env2000.ckpt", folder / "best-env1000.ckpt"
+    whole = last.read_bytes()
+    for damaged in (whole[:-1000], whole[:3000] + bytes([whole[3000] ^ 16]) + whole[3001:], b"PNG and so on"):
+        last.write_bytes(damaged)
+        for command in (["fit", None], ["test", None], ["validate", None], ["export", None, "--out", str(tmp_path)]):
+            sentence = refused(*command, "--ckpt_path", str(last))
+            assert str(last) in sentence
+            assert sentence.endswith(f"; the newest good checkpoint of this run is {good}.")
+    last.write_bytes(whole)
+    # The last part of the replay is needed to train on, not to test.
+    older_parts, parts = (
+        [entry["name"] for entry in torch.load(path, weights_only=True)["ExperienceData"]["replay"]["parts"]]
+        for path in (older, last)
+    )
+    (newest,) = set(parts) - set(older_parts)
+    part = tmp_path / "run" / "replay" / newest
+    part.write_bytes(part.read_bytes()[:-1])
+    sentence = refused("fit", None, "--ckpt_path", "last")
+    assert f"The replay's part {part} is damaged" in sentence
+    assert sentence.endswith(f"; the newest good checkpoint of this run is {older}.")
+    part.unlink()
+    assert f"The replay's part {part} is missing" in refused("fit", None, "--ckpt_path", "last")
+    assert last.read_bytes() == whole  # a run that could not begin saves nothing
+    assert covr("test", None, "--ckpt_path", str(last)) == 0
+    assert covr("fit", None, "--ckpt_path", str(older)) == 0
+    assert env_steps(last) == 2000
+    with only_run_in(tmp_path / "run"):
+        assert "Another run is writing to" in refused("fit", None, "--ckpt_path", "last")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of eight megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if mount is None or subprocess.run([mount, *options], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("on_save_error", ["warn", "stop"])
+def test_a_full_disk(
+    covr: Callable[..., int],
+    tmp_path: Path,
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    on_save_error: str,
+) -> None:
+    checkpoints, filler = small_disk / "run" / "checkpoints", small_disk / "filler"
+    store, seen = ExperienceData._store, {}
+
+    def filling(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 1000:
+            free = shutil.disk_usage(small_disk).free
+            filler.write_bytes(bytes(free - 60_000))  # room for logs, not for a part
+        if data.counters.env_steps == 1640:
+            seen["last"] = env_steps(checkpoints / "last.ckpt")
+            seen["unfinished"] = [str(file) for file in small_disk.rglob("*.part")]
+            filler.unlink()
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", filling)
+    warned: list[str] = []
+    log = logging.getLogger("covr_lightning.callbacks.checkpoints")
+    monkeypatch.setattr(log, "warning", lambda text, *values: warned.append(text % values))
+    status = covr("fit", {"every_env_steps": 600, "on_save_error": on_save_error}, runs=small_disk)
+    told = warned + [line for line in capsys.readouterr().err.splitlines() if "No space left on device" in line]
+    assert len(told) == 1
+    assert "At 1200 environment steps the run could not be saved" in told[0]
+    assert "up to step 1000" in told[0]
+    assert not list(small_disk.rglob("*.part"))
+    if on_save_error == "warn":
+        assert status == 0
+        assert seen == {"last": 1000, "unfinished": []}
+        assert summary(small_disk / "run")["env_steps"] == env_steps(checkpoints / "last.ckpt") == 2000
+    else:
+        assert status == 2
+        assert "stops" in told[0]
+        assert env_steps(checkpoints / "last.ckpt") == 1000
+    monkeypatch.undo()
+    filler.unlink(missing_ok=True)
+    assert covr("fit", None, "--ckpt_path", "last", "--data.max_env_steps", "2400", runs=small_disk) == 0
+    assert env_steps(checkpoints / "last.ckpt") == 2400
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"save_top_k": -2}, ["save_top_k is -2", "−1"]),
+        ({"every_env_steps": 0}, ["every_env_steps is 0", "at least 1"]),
+        ({"every_env_steps": 500, "last": False}, ["every_env_steps is 500", "last is false"]),
+        ({"on_save_error": "ignore"}, ["'ignore'", "'warn'", "'stop'"]),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunCheckpoint(**options)
+    for part in parts:
+        assert part in str(caught.value)

@@ -1,0 +1,88 @@
+"""Peak memory: a block that comes and goes is seen once, and a fine-tune round's report shows it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from covr_lightning import memory
+from covr_lightning.envs import DMControl
+from covr_lightning.finetune import KeepAll, UniformWeight
+from covr_lightning.finetune.module import FineTuneSettings
+from covr_lightning.finetune.round import RoundReport, fine_tune_round
+from covr_lightning.memory import PeakMemory
+from covr_lightning.vlm.vlm import VLM, LoRA
+
+CPU = torch.device("cpu")
+MEGABYTES = 400
+
+
+def rows(n: int) -> TensorDict:
+    frame = torch.randint(0, 256, (n, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TensorDict({"frame": frame, "action": torch.tensor([0.5, -0.5]).expand(n, 2)}, [n])
+
+
+def block(device: torch.device = CPU) -> float:
+    """Fills and frees a block of 400 MB; its last value, so that nothing can leave it out."""
+    return torch.ones(MEGABYTES * 1_000_000 // 4, device=device)[-1].item()
+
+
+@pytest.fixture
+def _resets() -> None:
+    if math.isnan(PeakMemory(CPU).megabytes()):
+        pytest.skip("this kernel does not let a process reset its peak memory (/proc/self/clear_refs)")
+
+
+@pytest.mark.usefixtures("_resets")
+def test_a_block_counts_from_its_reset_on() -> None:
+    peak = PeakMemory(CPU)
+    before = peak.megabytes()
+    block()
+    assert peak.megabytes() - before == pytest.approx(MEGABYTES, rel=0.05)
+    assert PeakMemory(CPU).megabytes() - before < MEGABYTES / 10
+
+
+class BlockKeeper(KeepAll):
+    """Keeps all, and needs a block of memory for it."""
+
+    def keep(self, scores: Tensor, entropy: float) -> Tensor:
+        block()
+        return super().keep(scores, entropy)
+
+
+@pytest.mark.usefixtures("_resets")
+def test_a_round_reports_its_peak(untrained_vlm: Path) -> None:
+    vlm = VLM(str(untrained_vlm), LoRA(rank=2))
+    vlm.load(DMControl("reacher-easy").spec)
+    settings = FineTuneSettings(epochs=1, max_steps=1, batch_size=2, accumulate=1, held_out=0.0)
+    peaks = []
+    for filter_ in (KeepAll(), KeepAll(), BlockKeeper(), KeepAll()):
+        report = RoundReport(1, 1000, 4)
+        fine_tune_round(
+            report, vlm, rows(4), torch.arange(4.0), 0.0, filter_, UniformWeight(), settings,
+            {"accelerator": "cpu", "devices": 1},
+        )  # fmt: skip
+        assert report.as_dict()["peak_memory_mb"] == report.peak_memory_mb
+        peaks.append(report.peak_memory_mb)
+    assert peaks[2] - peaks[1] > 0.75 * MEGABYTES  # the block comes before training, which needs memory of its own
+    assert peaks[2] - peaks[3] > 0.75 * MEGABYTES
+
+
+def test_unknown_where_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "no_folder" / "clear_refs")
+    assert math.isnan(PeakMemory(CPU).megabytes())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_pytorch_gave_out() -> None:
+    gpu = torch.device("cuda", 0)
+    before = torch.cuda.memory_allocated(gpu) / 1e6
+    peak = PeakMemory(gpu)
+    block(gpu)
+    assert peak.megabytes() - before == pytest.approx(MEGABYTES, rel=0.02)
+    assert PeakMemory(gpu).megabytes() == pytest.approx(before, abs=2)

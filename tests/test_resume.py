@@ -1,0 +1,227 @@
+"""Runs that are stopped anywhere and resumed end as the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from covr_lightning.callbacks import ProgressiveFineTune
+from safetensors.torch import load_file
+from tensordict import TensorDictBase
+
+from covr_lightning.agent import SACModule
+from covr_lightning.data import ExperienceData, FrameStackStorage
+from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.finetune.module import VLMFineTuner
+from covr_lightning.saving.checkpoints import load_checkpoint
+from covr_lightning.saving.manifest import manifest_of
+from tests.short_runs import fit, fit_arguments
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, untrained_vlm: Path) -> Path:
+    folder = tmp_path_factory.mktemp("through")
+    assert fit(folder, untrained_vlm, "--data.stale_priors", "relabel") == 0
+    return folder / "run"
+
+
+class SignalOnce:
+    """Sends this process a signal the first time that `when` holds, then calls what it stands in for."""
+
+    def __init__(self, signum: signal.Signals, when: Callable[..., bool], original: Callable[..., Any]) -> None:
+        self.signum, self.when, self.original, self.sent = signum, when, original, False
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        def stand_in(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.sent and self.when(instance):
+                self.sent = True
+                os.kill(os.getpid(), self.signum)
+            return self.original(instance, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, stand_in)
+
+
+def at_env_step(step: int) -> Callable[[ExperienceData], bool]:
+    return lambda data: data.counters.env_steps == step
+
+
+def fine_tuned_at(step: int) -> Callable[[VLMFineTuner], bool]:
+    """In the second step of the round's training."""
+    return lambda tuner: tuner.vlm.round == step and len(tuner.losses) == 1
+
+
+#: Where the signal comes: owner and name of a method, and when. Rounds are at 1200 and 3600, evaluations at 40, 3000
+#: and 6000, episodes end at every thousandth environment step.
+MOMENTS: dict[str, tuple[type, str, Callable[..., bool]]] = {
+    "warm-up": (ExperienceData, "_store", at_env_step(400)),
+    "inside an episode": (ExperienceData, "_store", at_env_step(2480)),
+    "last step of an episode": (ExperienceData, "_store", at_env_step(1960)),
+    "step before a round": (ExperienceData, "_store", at_env_step(3520)),
+    "step of a round": (ExperienceData, "_store", at_env_step(3560)),
+    "beginning of a round": (ProgressiveFineTune, "_entropy", lambda callback: len(callback.reports) == 1),
+    "training in the first round": (VLMFineTuner, "loss", fine_tuned_at(0)),
+    "training in the second round": (VLMFineTuner, "loss", fine_tuned_at(1)),
+    "end of a round": (ProgressiveFineTune, "_record", lambda callback: len(callback.reports) == 1),
+    "step after a round": (ExperienceData, "_store", at_env_step(3600)),
+    "step of an evaluation": (ExperienceData, "_store", at_env_step(2960)),
+    "evaluation": (SACModule, "validation_step", lambda module: module.counters.env_steps == 3000),
+    "last evaluation": (SACModule, "validation_step", lambda module: module.counters.env_steps == 6000),
+}
+
+
+def stopped_and_resumed(folder: Path, vlm: Path, moment: str, signum: signal.Signals) -> Path:
+    owner, name, when = MOMENTS[moment]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop = SignalOnce(signum, when, getattr(owner, name))
+        stop.patch(monkeypatch, owner, name)
+        assert fit(folder, vlm, "--data.stale_priors", "relabel") == 128 + signum
+        assert stop.sent
+    assert not (folder / "run" / "summary.json").exists()
+    # Whatever the process drew in the meantime must not matter.
+    torch.rand(7)
+    assert fit(folder, vlm, "--data.stale_priors", "relabel", "--ckpt_path", "last") == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("moment", "signum"), [("inside an episode", signal.SIGINT), ("training in the second round", signal.SIGUSR1)]
+)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    moment: str, signum: signal.Signals, uninterrupted: Path, untrained_vlm: Path, tmp_path: Path
+) -> None:
+    run = stopped_and_resumed(tmp_path, untrained_vlm, moment, signum)
+    assert_same_run(run, uninterrupted)
+
+
+def test_stopped_at_every_moment_in_turn(uninterrupted: Path, untrained_vlm: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stops = []
+        for owner, name, when in MOMENTS.values():
+            stops.append(SignalOnce(signal.SIGTERM, when, getattr(owner, name)))
+            stops[-1].patch(monkeypatch, owner, name)
+        resume: list[str] = []
+        for n in range(1, len(MOMENTS) + 1):
+            assert fit(tmp_path, untrained_vlm, "--data.stale_priors", "relabel", *resume) == 143
+            assert sum(stop.sent for stop in stops) == n
+            resume = ["--ckpt_path", "last"]
+        assert fit(tmp_path, untrained_vlm, "--data.stale_priors", "relabel", *resume) == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Checkpoint, replay, adapters and everything that was logged, but for times and places."""
+    checkpoints = [torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (run, other)]
+    assert_same(*({k: v for k, v in c.items() if k not in ("loops", "callbacks")} for c in checkpoints), at="ckpt")
+    for mine, theirs in zip(*(c["callbacks"].items() for c in checkpoints), strict=True):
+        if "Checkpoint" not in mine[0]:
+            assert_same(mine[1], theirs[1], at=mine[0])
+    assert_same(*(replay(r).to_dict() for r in (run, other)), at="replay")
+    adapters = sorted(p.relative_to(other) for p in other.glob("rounds/*_adapter/adapter_model.safetensors"))
+    assert len(adapters) == 2
+    for name in adapters:
+        assert_same(load_file(run / name), load_file(other / name), at=str(name))
+    for name in ("curve.csv", "logs/csv/metrics.csv"):
+        tables = [without_times(list(csv.DictReader((r / name).open()))) for r in (run, other)]
+        assert tables[0] == tables[1], name
+    summaries = [json.loads((r / "summary.json").read_text()) for r in (run, other)]
+    assert_same(*summaries, at="summary")
+
+
+def replay(run: Path) -> TensorDictBase:
+    """All rows of the last checkpoint's replay, with their stacked observations."""
+    manifest = manifest_of(load_checkpoint(run / "checkpoints" / "last.ckpt"))
+    assert manifest is not None
+    storage = FrameStackStorage(manifest["max_size"])
+    ReplayParts(run / "replay").restore(storage, manifest)
+    return storage.get(range(len(storage)))
+
+
+def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if "seconds" not in k and "memory" not in k} for row in rows]
+
+
+def assert_same(a: Any, b: Any, at: str) -> None:
+    """Equal, bit for bit; durations and the replay's place apart."""
+    if at.endswith(("/seconds", "/seconds_renewing", "/peak_memory_mb", "ExperienceData/replay")):
+        return
+    assert type(a) is type(b), at
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b) or (a.isnan() & b.isnan() | (a == b)).all(), at
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), at
+        for key in a:
+            assert_same(a[key], b[key], at=f"{at}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), at
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, at=f"{at}/{i}")
+    else:
+        assert a == b or (a != a and b != b), (at, a, b)
+
+
+def test_a_second_ctrl_c_stops_at_once(untrained_vlm: Path, tmp_path: Path) -> None:
+    original = ExperienceData._store
+
+    def twice(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 3200:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the second one was ignored")
+        return original(data, collected)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ExperienceData, "_store", twice)
+        with pytest.raises(SystemExit):
+            fit(tmp_path, untrained_vlm)
+    signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored, since the process ends
+    assert fit(tmp_path, untrained_vlm, "--ckpt_path", "last", "--data.max_env_steps", "3400") == 0  # from 3000
+
+
+SAVE_OFTEN = """
+trainer:
+  callbacks+:
+    - class_path: covr_lightning.callbacks.RunCheckpoint
+      init_args: {every_env_steps: 200}
+"""
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
+    kills: int, uninterrupted: Path, untrained_vlm: Path, tmp_path: Path
+) -> None:
+    often, moments = tmp_path / "often.yaml", random.Random(0)
+    often.write_text(SAVE_OFTEN)
+    arguments = ["--data.stale_priors", "relabel", "--config", str(often)]
+    last, killed = tmp_path / "run" / "checkpoints" / "last.ckpt", 0
+    while True:
+        resume = ["--ckpt_path", "last"] if last.exists() else []
+        command = fit_arguments(tmp_path, untrained_vlm, *arguments, *resume)
+        if not resume:
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)  # it was killed before its first checkpoint
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen([sys.executable, "-m", "covr_lightning.cli", *command], stdout=log, stderr=log)
+        if killed == kills:
+            assert process.wait() == 0, (tmp_path / "log").read_text()
+            break
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns > before):
+            time.sleep(0.02)  # until something is saved that the next one can build on
+        time.sleep(moments.uniform(0, 6.0 / kills))
+        assert process.poll() is None, "the run was over before it was killed as often as it should be"
+        process.kill()
+        process.wait()
+        killed += 1
+    assert_same_run(tmp_path / "run", uninterrupted)
