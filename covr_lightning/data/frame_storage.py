@@ -34,14 +34,29 @@ class ReplaySlice:
     labels: dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class OpenEpisode:
+    """An episode that goes on.
+
+    Attributes:
+        last_row: Running number of its last row.
+        stack: Running numbers of its newest k frames, oldest first.
+    """
+
+    last_row: int
+    stack: list[int]
+
+
 class FrameStackStorage(LazyTensorStorage):
-    """A TorchRL storage for transitions of one environment, in the order in which they happened.
+    """A TorchRL storage for transitions of one or several environments, in the order in which they were collected.
 
     What goes in and what comes out are ordinary transitions with stacked ``pixels`` (3·k, H, W) uint8 at both ends.
     Inside, a ring of single frames holds each frame once and a ring of rows holds everything else, with the running
-    number of the row's newest frame and of its episode's first frame. Frame numbers never wrap, so a stack is the
-    frames n−k+1 … n, none before the episode's first (the first is repeated, as the environment does at a reset), and
-    the next stack is the same one frame later. Storing both stacks takes 2·k frames a transition, this 1 + 1/T.
+    numbers of the row's k + 1 frames, oldest first (an episode's first frame is repeated, as the environment does at a
+    reset). Frame numbers never wrap. Storing both stacks takes 2·k frames a transition, this 1 + 1/T.
+
+    Rows may carry ``env``, the number of their environment (0 without it); each environment's rows continue its last
+    ones. All of them share both rings, so that samplers see one replay in the order of time.
 
     Rows also get ``row_id``, their running number, so that a late label finds its row or finds it overwritten.
 
@@ -67,8 +82,8 @@ class FrameStackStorage(LazyTensorStorage):
         self._frames: torch.Tensor | None = None
         self._written = 0  # frames ever written; the next frame gets this number
         self._rows_written = 0
-        self._first = 0  # number of the current episode's first frame
-        self._episode_open = False
+        self._open: dict[int, OpenEpisode] = {}  # by environment
+        self._oldest_known = 0  # no frame before this is needed; only as new as the last time the ring was full
         #: How often the storage was saved; a label is stamped with it, so that the next save finds what changed.
         self.saves = 0
         self._labelled_at = torch.full((max_size,), -1)
@@ -76,21 +91,26 @@ class FrameStackStorage(LazyTensorStorage):
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def cut_episode(self) -> None:
-        """End the open episode where it is: its last row becomes truncated (a run resumed without its environment)."""
-        if self._episode_open:
-            last = torch.tensor([self.last_row_id % self.max_size])
-            for key in ("next/done", "next/truncated"):
-                if tuple(key.split("/")) in self._storage.keys(True):
-                    self.write_column(key, last, torch.ones(1, 1, dtype=torch.bool))
-        self._episode_open = False
+    def cut_episode(self, env: int = 0) -> None:
+        """End an open episode where it is: its last row becomes truncated (a run resumed without its environment).
+
+        Args:
+            env: Whose episode.
+        """
+        episode = self._open.pop(env, None)
+        if episode is None or episode.last_row < self.oldest_row:
+            return
+        last = torch.tensor([episode.last_row % self.max_size])
+        for key in ("next/done", "next/truncated"):
+            if tuple(key.split("/")) in self._storage.keys(True):
+                self.write_column(key, last, torch.ones(1, 1, dtype=torch.bool))
 
     def set(self, cursor: int | Sequence[int] | slice, data: TensorDictBase, *, set_cursor: bool = True) -> None:
-        """Write transitions, which must continue the last ones written.
+        """Write transitions, which must continue the last ones of their environments.
 
         Args:
             cursor: Row positions, as TorchRL's writers give them.
-            data: Transitions with ``pixels``, ``("next", "pixels")`` and ``("next", "done")``.
+            data: Transitions with ``pixels``, ``("next", "pixels")``, ``("next", "done")`` and perhaps ``env``.
             set_cursor: See :class:`torchrl.data.TensorStorage`.
         """
         single = data.batch_dims == 0
@@ -99,36 +119,57 @@ class FrameStackStorage(LazyTensorStorage):
         n = data.shape[0]
         if n > self.max_size:
             raise ValueError(f"{n} transitions cannot be written at once into a replay of {self.max_size}.")
-        done = data["next", "done"].reshape(n)
-        starts = torch.empty(n, dtype=torch.bool)
-        starts[0] = not self._episode_open
-        starts[1:] = done[:-1].cpu()
-        # Every transition brings its next frame; one that starts an episode brings its own frame too.
-        next_frame = self._written + torch.arange(n) + torch.cumsum(starts, 0)
-        newest = next_frame - 1
-        first = torch.where(starts, newest, torch.full_like(newest, self._first)).cummax(0).values
+        numbers, starts, episodes, written = self._number(data)
 
-        self._reserve(data["pixels"], int(next_frame[-1]) + 1, n)
+        self._reserve(data["pixels"], written, n)
         assert self._frames is not None, "reserved above"
-        self._frames[next_frame % self._frame_capacity] = data["next", "pixels"][:, -3:].to(self._frames.device)
-        if starts.any():
-            self._frames[newest[starts] % self._frame_capacity] = data["pixels"][starts, -3:].to(self._frames.device)
+        self._frames[numbers[:, -1] % self._frame_capacity] = data["next", "pixels"][:, -3:].to(self._frames.device)
+        if len(starts):
+            own = numbers[starts, -2] % self._frame_capacity
+            self._frames[own] = data["pixels"][starts, -3:].to(self._frames.device)
         rows = data.exclude("pixels", ("next", "pixels"))
-        rows["frame"] = newest
-        rows["first_frame"] = first
+        rows["frames"] = numbers
         rows["row_id"] = self._rows_written + torch.arange(n)
         super().set(cursor, rows[0] if single else rows, set_cursor=set_cursor)
         self._rows_written += n
-        self._written = int(next_frame[-1]) + 1
-        self._first = int(first[-1])
-        self._episode_open = not bool(done[-1])
+        self._written, self._open = written, episodes
+
+    def _number(self, data: TensorDictBase) -> tuple[torch.Tensor, list[int], dict[int, OpenEpisode], int]:
+        """Give frames their running numbers.
+
+        Every transition brings its next frame; one that starts an episode brings its own frame before it.
+
+        Returns:
+            Numbers of each row's frames (N, k + 1), which rows start an episode, what is open afterwards, and the
+            number of the frame after the last one.
+        """
+        done = data["next", "done"].reshape(-1).tolist()
+        named = data.get("env", None)
+        envs = named.reshape(-1).tolist() if named is not None else [0] * len(done)
+        episodes, written = dict(self._open), self._written
+        numbers, starts = [], []
+        for row, (env, ends) in enumerate(zip(envs, done, strict=True)):
+            episode = episodes.pop(env, None)
+            if episode is None:
+                stack = [written] * self.frame_stack
+                written += 1
+                starts.append(row)
+            else:
+                stack = episode.stack
+            numbers.append([*stack, written])
+            written += 1
+            if not ends:
+                episodes[env] = OpenEpisode(self._rows_written + row, numbers[-1][1:])
+        return torch.tensor(numbers), starts, episodes, written
 
     def _reserve(self, pixels: torch.Tensor, written_after: int, n: int) -> None:
         """Allocate the frame ring, or grow it if writing would overwrite frames that live rows need."""
         if self._frames is None:
             shape = (self._frame_capacity, 3, *pixels.shape[-2:])
             self._frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        oldest = self._oldest_needed(n)
+        if written_after - self._oldest_known <= self._frame_capacity:
+            return
+        oldest = self._oldest_known = self._oldest_needed(n)
         needed = written_after - oldest
         if needed <= self._frame_capacity:
             return
@@ -141,12 +182,11 @@ class FrameStackStorage(LazyTensorStorage):
 
     def _oldest_needed(self, n: int) -> int:
         """Number of the oldest frame that is still needed once `n` more rows are written."""
-        oldest_row = max(0, self._rows_written + n - self.max_size)
-        if oldest_row >= self._rows_written:  # every row so far gives way
-            return max(self._written - 1, 0)
-        rows = self._storage
-        slot = oldest_row % self.max_size
-        return max(int(rows["frame"][slot]) - self.frame_stack + 1, int(rows["first_frame"][slot]))
+        oldest = min((episode.stack[0] for episode in self._open.values()), default=self._written)
+        stay = torch.arange(max(0, self._rows_written + n - self.max_size), self._rows_written)
+        if not len(stay):
+            return oldest
+        return min(oldest, int(self._storage["frames"][stay % self.max_size, 0].min()))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -161,11 +201,8 @@ class FrameStackStorage(LazyTensorStorage):
         """
         rows = super().get(index).clone(recurse=False)
         rows["next"] = rows["next"].clone(recurse=False)
-        frame, first = rows["frame"], rows["first_frame"]
-        offsets = torch.arange(1 - self.frame_stack, 2, device=frame.device)
-        numbers = torch.maximum(frame.unsqueeze(-1) + offsets, first.unsqueeze(-1))
         assert self._frames is not None, "a row was written"
-        frames = self._frames[numbers % self._frame_capacity]  # (…, k + 1, 3, H, W)
+        frames = self._frames[rows["frames"] % self._frame_capacity]  # (…, k + 1, 3, H, W)
         at = frames.ndim - 4
         rows["pixels"] = frames.narrow(at, 0, self.frame_stack).flatten(at, at + 1)
         rows["next", "pixels"] = frames.narrow(at, 1, self.frame_stack).flatten(at, at + 1)
@@ -181,7 +218,7 @@ class FrameStackStorage(LazyTensorStorage):
             (N, 3, H, W) uint8.
         """
         assert self._frames is not None, "a row was written"
-        return self._frames[self._storage["frame"][index] % self._frame_capacity]
+        return self._frames[self._storage["frames"][index, -2] % self._frame_capacity]
 
     def position_of(self, row_id: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where rows of given running numbers stand.
@@ -244,13 +281,17 @@ class FrameStackStorage(LazyTensorStorage):
 
     def frames_end(self, row_id: int) -> int:
         """Running number of the frame after the last one that the rows before `row_id` need."""
-        return int(self._storage["frame"][(row_id - 1) % self.max_size]) + 2 if row_id else 0
+        return int(self._storage["frames"][(row_id - 1) % self.max_size, -1]) + 1 if row_id else 0
 
-    def numbers(self) -> dict[str, int]:
-        """What the storage counts, all of it plain integers; ``rows_written`` is its write index."""
+    def numbers(self) -> dict[str, Any]:
+        """What the storage counts, of plain integers; ``rows_written`` is its write index.
+
+        ``open`` has an entry per open episode: its environment, its last row, and the numbers of its newest frames.
+        """
         return {
             "max_size": self.max_size, "frame_capacity": self._frame_capacity, "rows_written": self._rows_written,
-            "frames_written": self._written, "first_frame": self._first, "episode_open": int(self._episode_open),
+            "frames_written": self._written,
+            "open": [[env, episode.last_row, *episode.stack] for env, episode in sorted(self._open.items())],
         }  # fmt: skip
 
     def slice(self, start: int, end: int, first_frame: int, labels_since: int | None) -> ReplaySlice:
@@ -280,7 +321,7 @@ class FrameStackStorage(LazyTensorStorage):
         """Whether a row got a label since the storage was saved so many times."""
         return bool((self._labelled_at[: len(self)] >= saves).any())
 
-    def restore(self, numbers: dict[str, int], slices: Iterable[ReplaySlice]) -> None:
+    def restore(self, numbers: dict[str, Any], slices: Iterable[ReplaySlice]) -> None:
         """Become the storage that gave `numbers` and, in this order, the slices.
 
         Rows and frames that have left the ring since are passed over.
@@ -294,7 +335,7 @@ class FrameStackStorage(LazyTensorStorage):
         """
         self._empty()
         self._rows_written, self._written = numbers["rows_written"], numbers["frames_written"]
-        self._first, self._episode_open = numbers["first_frame"], bool(numbers["episode_open"])
+        self._open = {env: OpenEpisode(last_row, stack) for env, last_row, *stack in numbers["open"]}
         self._frame_capacity = numbers["frame_capacity"]
         oldest, length = self.oldest_row, min(self._rows_written, self.max_size)
         rows: dict[str, torch.Tensor] = {}
@@ -333,8 +374,8 @@ class FrameStackStorage(LazyTensorStorage):
     def _empty(self) -> None:
         super()._empty()
         self._frames = None
-        self._written = self._rows_written = self._first = 0
-        self._episode_open = False
+        self._written = self._rows_written = self._oldest_known = 0
+        self._open = {}
         self.saves = 0
         self._labelled_at.fill_(-1)
         self._label_keys.clear()

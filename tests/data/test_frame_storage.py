@@ -11,9 +11,9 @@ from covr_lightning.data.frame_storage import FrameStackStorage
 from tests.data.episodes import Episodes, assert_same
 
 
-@pytest.mark.parametrize("mean_length", [2.5, 30.0])
-def test_equals_a_reference_of_full_stacks_over_20k_pushes(mean_length: float) -> None:
-    capacity, episodes = 500, Episodes(seed=1, mean_length=mean_length)
+@pytest.mark.parametrize(("mean_length", "envs"), [(2.5, 1), (30.0, 1), (2.5, 3), (30.0, 16)])
+def test_equals_a_reference_of_full_stacks_over_20k_pushes(mean_length: float, envs: int) -> None:
+    capacity, episodes = 500, Episodes(seed=1, mean_length=mean_length, envs=envs)
     replay = TensorDictReplayBuffer(
         storage=FrameStackStorage(capacity), sampler=RandomSampler(), batch_size=64,
         generator=torch.Generator().manual_seed(0),
@@ -82,3 +82,41 @@ def test_late_labels_find_their_row_or_find_it_overwritten() -> None:
     assert alive.tolist() == [False, True, True]  # rows 0 and 1 gave way to 4 and 5
     storage.write_column("label", position[alive], torch.ones(2, 1))
     assert storage.get(range(4))["label"].flatten().tolist() == [0.0, 1.0, 1.0, 0.0]  # slots 4→0, 5→1, 2→2, 3→3
+
+
+def test_cutting_an_episode_leaves_those_of_other_environments_alone() -> None:
+    def row(env: int, number: int, done: bool = False) -> TensorDict:
+        def frames(n: int) -> torch.Tensor:
+            return torch.full((9, 2, 2), n, dtype=torch.uint8)
+
+        flags = {"done": torch.tensor([done]), "truncated": torch.tensor([False])}
+        after = TensorDict({"pixels": frames(number + 1), **flags})
+        return TensorDict({"env": torch.tensor(env), "pixels": frames(number), "next": after})
+
+    storage = FrameStackStorage(6)
+    storage.set(range(3), torch.stack([row(0, 10), row(1, 20), row(0, 11)]))
+    storage.cut_episode(1)
+    storage.cut_episode(7)  # has none
+    storage.set(range(3, 5), torch.stack([row(1, 30), row(0, 12)]))
+    assert storage.get(range(5))["next", "truncated"].flatten().tolist() == [False, True, False, False, False]
+    assert storage.get(range(5))["pixels"][:, ::3, 0, 0].tolist() == [
+        [10, 10, 10], [20, 20, 20], [10, 10, 11], [30, 30, 30], [10, 11, 12]
+    ]  # fmt: skip
+
+
+def test_an_environment_that_rests_keeps_its_frames() -> None:
+    # Environment 1 has one open episode, while 0 goes on until the ring of frames has turned several times.
+    episodes, storage = Episodes(0, 1e9), FrameStackStorage(8)
+    first = episodes.step()
+    first["env"] = torch.tensor(1)
+    storage.set(0, first)
+    episodes.stacks = [[]]
+    for t in range(1, 60):
+        storage.set(t % 8, episodes.step())
+    frame = torch.full((3, 6, 6), 9, dtype=torch.uint8)
+    nested = TensorDict({"pixels": torch.cat([first["next", "pixels"][3:], frame]), "done": torch.tensor([True])})
+    reward = torch.zeros(1)
+    nested["reward"] = reward
+    last = TensorDict({"env": torch.tensor(1), "pixels": first["next", "pixels"], "action": torch.zeros(2)})
+    storage.set(60 % 8, last.set("next", nested))
+    assert_same(storage.get(torch.tensor([60 % 8])), last[None])

@@ -109,19 +109,23 @@ def assert_bitwise(a: FrameStackStorage, b: FrameStackStorage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "capacity", "mean_length", "size", "most"),
-    [(0, 40, 2.5, 2, 25), (1, 40, 12.0, 2, 25), (2, 37, 1.2, 2, 37), (3, 40, 12.0, 16, 7), (4, 40, 2.5, 16, 7)],
-)
+    ("seed", "capacity", "mean_length", "size", "most", "envs"),
+    [
+        (0, 40, 2.5, 2, 25, 1), (1, 40, 12.0, 2, 25, 1), (2, 37, 1.2, 2, 37, 1), (3, 40, 12.0, 16, 7, 1),
+        (4, 40, 2.5, 16, 7, 1), (5, 40, 12.0, 2, 25, 3), (6, 40, 12.0, 16, 7, 2),
+    ],
+)  # fmt: skip
 def test_any_history_is_restored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, capacity: int, mean_length: float, size: int, most: int
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    seed: int, capacity: int, mean_length: float, size: int, most: int, envs: int,
+) -> None:  # fmt: skip
     monkeypatch.setattr("covr_lightning.data.replay_parts.SMALL_PARTS", 4)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=generator))
 
-    run = Run(tmp_path, capacity, Reference(Episodes(seed, mean_length, size)))
+    run = Run(tmp_path, capacity, Reference(Episodes(seed, mean_length, size, envs)))
     moments: list[tuple[dict[str, Any], Reference, FrameStackStorage]] = []
     merged = branches = grown = 0
     for _ in range(200):
