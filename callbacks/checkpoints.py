@@ -94,8 +94,8 @@ class RunCheckpoint(ModelCheckpoint):
         evaluation_follows = trainer.val_check_batch == 1 and trainer.enable_validation
         if self.every_env_steps is None or evaluation_follows or _is_test_run(trainer):
             return
-        now, repeat = _env_steps(trainer), trainer.datamodule.spec.action_repeat  # type: ignore[attr-defined]
-        if now // self.every_env_steps > (now - repeat) // self.every_env_steps:
+        now, new = _env_steps(trainer), trainer.datamodule.env_steps_completed  # type: ignore[attr-defined]
+        if now // self.every_env_steps > (now - new) // self.every_env_steps:
             self._save(trainer, self._save_last_checkpoint)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -25,9 +25,9 @@ class EvaluateEvery(L.Callback):
     ) -> None:
         """Make Lightning validate after this batch, or not."""
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
-        now, repeat = data.counters.env_steps, data.spec.action_repeat
-        crossed = now // data.eval_every_env_steps > (now - repeat) // data.eval_every_env_steps
-        due = crossed or data.counters.agent_steps == 1 or now >= data.max_env_steps
+        now, new = data.counters.env_steps, data.env_steps_completed
+        crossed = now // data.eval_every_env_steps > (now - new) // data.eval_every_env_steps
+        due = bool(new) and (crossed or now == new or now >= data.max_env_steps)
         trainer.val_check_batch = 1 if due else _NEVER
 
 

@@ -6,12 +6,14 @@ import json
 import logging
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
 from tensordict import TensorDictBase
 
+from covr_lightning import processes
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
@@ -104,15 +106,15 @@ class ProgressiveFineTune(L.Callback):
         data.listeners.append(self._add)
         self._agent = pl_module
 
-    def _add(self, transition: TensorDictBase | None) -> None:
+    def _add(self, env: int, transition: TensorDictBase | None) -> None:
         assert self.buffer is not None, "setup made it"
         if transition is None:
-            self.buffer.cut_episode()
+            self.buffer.cut_episode(env)
             return
         value = 0.0
         if self.at_time_limit == "bootstrap" and bool(transition["next", "truncated"]):
             value = float(self._agent.state_value(transition["next", "pixels"][None]))
-        self.buffer.add(transition, value)
+        self.buffer.add(transition, value, env)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the VLM where the agent is."""
@@ -121,7 +123,7 @@ class ProgressiveFineTune(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Run a round if one is due."""
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
-        if self.schedule.due(data.counters):
+        if data.env_steps_completed and self.schedule.due(data.counters):
             self._round(trainer, self._agent, data)
 
     def _round(self, trainer: L.Trainer, pl_module: SACModule, data: ExperienceData) -> None:
@@ -133,15 +135,13 @@ class ProgressiveFineTune(L.Callback):
         with stop_signals.at_once():
             if data.labels is not None:
                 data.labels.flush()
-            rows = self.buffer.rows()
+            rows, scores = self._everyones(*self._own(pl_module))
             report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
-            scores = self.score(rows, pl_module.min_q) if len(rows) else torch.zeros(0)
             fine_tune_round(
-                report, data.vlm, rows, scores.cpu(), self._entropy(pl_module, data), self.filter, self.weight,
-                self.settings, self._trainer_kwargs(pl_module), self._adapter(trainer, report.round),
-                self.launch,
+                report, data.vlm, rows, scores, self._entropy(pl_module, data), self.filter, self.weight,
+                self.settings, self._trainer_kwargs(trainer), self._adapter(trainer, report.round), self.launch,
             )  # fmt: skip
-            if self.save_rows and len(rows):
+            if self.save_rows and len(rows) and not processes.number():
                 save_rows(
                     self._folder(trainer) / f"round_{report.round:03d}_rows.safetensors",
                     RowsOfRound(rows, scores, report.entropy, report.round, report.env_steps, data.spec),
@@ -158,18 +158,42 @@ class ProgressiveFineTune(L.Callback):
         self.reports.append(report)
         data.step_is_open = False
 
+    def _own(self, pl_module: SACModule) -> tuple[TensorDictBase, torch.Tensor]:
+        """This process's finished rows and their scores."""
+        assert self.buffer is not None, "setup made it"
+        rows = self.buffer.rows()
+        return rows, self.score(rows, pl_module.min_q).cpu() if len(rows) else torch.zeros(0)
+
+    @staticmethod
+    def _everyones(rows: TensorDictBase, scores: torch.Tensor) -> tuple[TensorDictBase, torch.Tensor]:
+        """The rows of all processes, so that thresholds and weights are those of the whole D_f."""
+        everyone = [own for own in processes.gather((rows, scores)) if len(own[1])]
+        if not everyone:
+            return rows, scores
+        return torch.cat([own[0] for own in everyone]), torch.cat([own[1] for own in everyone])
+
     def _entropy(self, pl_module: SACModule, data: ExperienceData) -> float:
         """Estimate ε on states drawn from D, without touching the sampler's random state."""
         generator = torch.Generator().manual_seed(self.settings.seed + data.counters.env_steps)
         index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
-        return pl_module.entropy_per_dim(data.storage.get(index)["pixels"])
+        return fmean(processes.gather(pl_module.entropy_per_dim(data.storage.get(index)["pixels"])))
 
-    def _trainer_kwargs(self, pl_module: L.LightningModule) -> dict[str, Any]:
-        accelerator = "gpu" if pl_module.device.type == "cuda" else pl_module.device.type
-        devices = [pl_module.device.index or 0] if accelerator == "gpu" else 1
-        return {"accelerator": accelerator, "devices": devices, "precision": self.precision}
+    def _trainer_kwargs(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Of an inner Trainer on the same devices, in the processes that are there."""
+        device = trainer.strategy.root_device
+        accelerator = "gpu" if device.type == "cuda" else device.type
+        if processes.count() == 1:
+            devices: Any = [device.index or 0] if accelerator == "gpu" else 1
+            return {"accelerator": accelerator, "devices": devices, "precision": self.precision}
+        devices = trainer.device_ids if accelerator == "gpu" else trainer.num_devices
+        return {
+            "accelerator": accelerator, "devices": devices, "num_nodes": trainer.num_nodes, "strategy": "ddp",
+            "precision": self.precision,
+        }  # fmt: skip
 
     def _record(self, trainer: L.Trainer, data: ExperienceData, report: RoundReport) -> None:
+        if processes.number():
+            return
         folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"round_{report.round:03d}"
@@ -190,11 +214,9 @@ class ProgressiveFineTune(L.Callback):
         return cls._folder(trainer) / f"round_{round_:03d}_adapter"
 
     def state_dict(self) -> dict[str, Any]:
-        """Reports and D_f; the adapter is on disk under its round."""
-        return {
-            "reports": [report.as_dict() for report in self.reports],
-            "buffer": self.buffer.state_dict() if self.buffer is not None else None,
-        }
+        """Reports and each process's D_f; the adapter is on disk under its round."""
+        mine = self.buffer.state_dict() if self.buffer is not None else None
+        return {"reports": [report.as_dict() for report in self.reports], "buffers": processes.gather_on_first(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint brought until training starts."""
@@ -209,13 +231,28 @@ class ProgressiveFineTune(L.Callback):
         assert self.buffer is not None, "setup made it"
         assert data.vlm is not None, "setup checked it"
         self.reports = [RoundReport(**{**r, "score_quantiles": tuple(r["score_quantiles"])}) for r in state["reports"]]
-        if state["buffer"] is not None:
-            self.buffer.load_state_dict(state["buffer"])
-            if not data.episode_continues:
-                self.buffer.cut_episode()
+        self._take_back([buffer for buffer in state["buffers"] if buffer is not None], data.cut_envs)
         for report in reversed(self.reports):
             adapter = self._adapter(trainer, report.round)
             if adapter.is_dir():
                 data.vlm.load_adapter(adapter, report.round)
                 break
         data.vlm.round = data.counters.rounds
+
+    def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:
+        """Take this process's D_f from a checkpoint, or, if its processes or environments were others, its share."""
+        assert self.buffer is not None, "setup made it"
+        if not states:
+            return
+        if cut_envs is not None:
+            self.buffer.load_state_dict(states[processes.number()])
+            for env in cut_envs:
+                self.buffer.cut_episode(env)
+            return
+        everything = []
+        for state in states:
+            self.buffer.load_state_dict(state)
+            self.buffer.cut_episodes()
+            everything += self.buffer.state_dict()["finished"]
+        share = everything[processes.number() :: processes.count()]
+        self.buffer.load_state_dict({"finished": share, "open": {}})

@@ -12,7 +12,8 @@ class StopOnSignal(L.Callback):
     """Ends the run after the agent step in which Ctrl-C, SIGTERM or SIGUSR1 came; `RunCheckpoint` then saves it.
 
     A signal in a fine-tune round or an evaluation, which may take long, ends it at once; the step stays open, and the
-    resumed run begins with that round or evaluation. Must come after `ProgressiveFineTune`.
+    resumed run begins with that round or evaluation. Of a run of several processes all stop if one is told to, after
+    the same step; round and evaluation are then finished first. Must come after `ProgressiveFineTune`.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -22,6 +23,9 @@ class StopOnSignal(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
         """Stop between two agent steps; with an evaluation to come, the step stays open."""
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
+        if not data.env_steps_completed:
+            return
+        stop_signals.agree()
         data.step_is_open = trainer.val_check_batch == 1
         stop_signals.check()
         data.step_is_open = False

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
+from covr_lightning import processes
 from covr_lightning.finetune.round import RoundReport
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 
@@ -32,12 +33,12 @@ class RunSummary(L.Callback):
         """Take back what a resumed run had logged after its checkpoint."""
         steps = trainer.datamodule.counters.env_steps  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            if steps and isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
+            if steps and not processes.number() and isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
                 logger.rewind(steps)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write down what is logged so far: a run resumed from this checkpoint will not log it again."""
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.save()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,13 +51,19 @@ class RunSummary(L.Callback):
         measured.pop("episodes", None)
         self.curve = [p for p in self.curve if p["env_steps"] < steps]
         self.curve.append({"env_steps": steps, "return": measured.pop("return"), **measured})
-        write_curve(self.curve, Path(trainer.default_root_dir) / "curve.csv")
+        if trainer.is_global_zero:
+            write_curve(self.curve, Path(trainer.default_root_dir) / "curve.csv")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table and the paths."""
+        """Print the table and the paths; the figures of labels and lost episodes are those of all processes."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        labels = data.labels
+        mine = [data.lost_episodes, *([labels.asked, labels.unanswered, labels.unparsable] if labels else [0, 0, 0])]
+        lost, asked, unanswered, unparsable = map(sum, zip(*processes.gather(mine), strict=True))
+        if not trainer.is_global_zero:
+            return
         folder = Path(trainer.default_root_dir)
         rounds = self._rounds(trainer)
-        data = trainer.datamodule  # type: ignore[attr-defined]
         replay_bytes = data.storage.bytes_per_transition()
         folder.mkdir(parents=True, exist_ok=True)
         summary = {
@@ -65,28 +72,25 @@ class RunSummary(L.Callback):
             "grad_steps": data.counters.grad_steps,
             "curve": self.curve,
             "replay_bytes_per_transition": replay_bytes,
-            "lost_episodes": data.lost_episodes,
-            "labels_asked": data.labels.asked if data.labels is not None else 0,
-            "labels_unanswered": data.labels.unanswered if data.labels is not None else 0,
-            "labels_unparsable": data.labels.unparsable if data.labels is not None else 0,
+            "lost_episodes": lost,
+            "labels_asked": asked,
+            "labels_unanswered": unanswered,
+            "labels_unparsable": unparsable,
             "rounds": [r.as_dict() for r in rounds],
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1))
         console = Console()
         for table in summary_tables(self.curve, rounds):
             console.print(table)
-        asked = summary["labels_asked"]
         if asked:
-            missing = f", {summary['labels_unanswered'] / asked:.1%} without an answer" * (data.labels.unanswered > 0)
-            console.print(
-                f"Labels: {asked} frames asked, {summary['labels_unparsable'] / asked:.1%} unparsable{missing}."
-            )
+            missing = f", {unanswered / asked:.1%} without an answer" * (unanswered > 0)
+            console.print(f"Labels: {asked} frames asked, {unparsable / asked:.1%} unparsable{missing}.")
         console.print(f"Replay: {replay_bytes:.0f} bytes per transition.")
         peaks = [r.peak_memory_mb for r in rounds if not math.isnan(r.peak_memory_mb)]
         if peaks:
             console.print(f"Memory: {max(peaks):.0f} MB at most in a fine-tune round.")
-        if data.lost_episodes:
-            console.print(f"Episodes cut because the simulator was lost: {data.lost_episodes}.")
+        if lost:
+            console.print(f"Episodes cut because the simulator was lost: {lost}.")
         if self.curve:
             plot_curve(self.curve, rounds, folder / "curve.png", data.spec.task)
             for name in ("curve.png", "curve.csv", "summary.json"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchmetrics import Metric
 
+from covr_lightning import processes
 from covr_lightning.envs.base import PixelEnv
 
 #: Deterministic actions (B, A) of observations (B, C, H, W) uint8.
@@ -75,31 +77,36 @@ def _play(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: bool) -
 
 
 class EpisodeStatistics(Metric):
-    """Mean and standard deviation (over episodes, population) of returns and of what else is measured of an episode."""
+    """Mean and standard deviation (over episodes, population) of returns and of what else is measured of an episode.
+
+    Of a run's processes each plays every n-th episode; the figures are those of all episodes in their order, however
+    many processes there are, and whether or not each has played one.
+    """
 
     full_state_update = False
-    values: list[Tensor] | Tensor
+    values: list[Tensor]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # torchmetrics would wait for processes without an episode
         self.names: list[str] = ["return"]
-        self.add_state("values", default=[], dist_reduce_fx="cat")
+        self.add_state("values", default=[], dist_reduce_fx=None)
 
     def update(self, episode: EpisodeResult) -> None:
         """Add one episode."""
         measured = {"return": episode.episode_return, **episode.metrics}
-        assert isinstance(self.values, list), "a list until processes are reduced"
         if not self.values:
             self.names = list(measured)
         self.values.append(torch.tensor([[measured[name] for name in self.names]], dtype=torch.float64))
 
     def compute(self) -> dict[str, Tensor]:
         """``return`` (mean), ``return_std``, the same for every other name, and ``episodes``; NaN without episodes."""
-        values = self.values
-        if isinstance(values, list):
-            values = torch.cat(values) if values else torch.zeros(0, len(self.names), dtype=torch.float64)
+        everyone = processes.gather((self.names, self.values))
+        names = max((names for names, _ in everyone), key=len)
+        in_turn = itertools.chain(*itertools.zip_longest(*(own for _, own in everyone)))
+        episodes = [episode for episode in in_turn if episode is not None]
+        values = torch.cat(episodes) if episodes else torch.zeros(0, len(names), dtype=torch.float64)
         mean, std = values.mean(0), values.std(0, correction=0)
         result = {"episodes": torch.tensor(len(values))}
-        for i, name in enumerate(self.names):
+        for i, name in enumerate(names):
             result |= {name: mean[i], f"{name}_std": std[i]}
         return result

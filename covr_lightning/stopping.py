@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from covr_lightning import processes
+
 log = logging.getLogger(__name__)
 
 #: What stops a run: Ctrl-C, and what batch systems send before they take the machine away.
@@ -71,13 +73,18 @@ class StopSignals:
             self.end_at_once()
 
     def begin_at_once(self) -> None:
-        """Enter what :meth:`at_once` describes."""
-        self.check()
-        self._at_once = True
+        """Enter what :meth:`at_once` describes; one of several processes, for which others may wait, does not."""
+        if processes.count() == 1:
+            self.check()
+            self._at_once = True
 
     def end_at_once(self) -> None:
         """Leave it."""
         self._at_once = False
+
+    def agree(self) -> None:
+        """Take a signal that came to any of the run's processes for one's own; all of them have to call this."""
+        self.requested = processes.largest(self.requested or 0) or None
 
     def check(self) -> None:
         """Stop if a signal came.

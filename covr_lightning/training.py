@@ -32,6 +32,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.export import CHECKED_FRAMES, export_policy
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
+from covr_lightning.processes import AgentDDP, check_agent_strategy
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
 from covr_lightning.saving.lock import only_run_in
@@ -124,13 +125,13 @@ class CovrCLI(ParsingCLI):
             trainer_callbacks.append(VLMActs())
         if self._get(self.config, "video"):
             trainer_callbacks.append(EvaluationVideo())
-        kwargs["callbacks"] = trainer_callbacks
-        trainer = super().instantiate_trainer(**kwargs)
+        kwargs["use_distributed_sampler"] = False  # the data share themselves out
+        trainer = super().instantiate_trainer(**kwargs, callbacks=list(trainer_callbacks))
         if fitting and trainer.world_size > 1:
-            raise ConfigError(
-                f"trainer.devices and trainer.num_nodes make {trainer.world_size} processes, but an agent trains in "
-                "one; several can fine-tune its VLM (docs/several_gpus.md)."
-            )
+            check_agent_strategy(trainer.strategy)
+            trainer = super().instantiate_trainer(**kwargs, callbacks=trainer_callbacks, strategy=AgentDDP())
+            if trainer.global_rank:
+                logging.getLogger("covr_lightning").setLevel(logging.WARNING)
         return trainer
 
     def _parse_ckpt_path(self) -> None:
@@ -258,5 +259,6 @@ def _silence() -> None:
         ".*`IterableDataset` has `__len__` defined.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*is_gradient_checkpointing.*",
+        ".*on epoch level in distributed setting.*",  # an evaluation is of all processes already
     ):
         warnings.filterwarnings("ignore", message=pattern)

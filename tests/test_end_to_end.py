@@ -13,7 +13,7 @@ from covr_lightning.cli import main
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.saving.checkpoints import load_checkpoint
-from covr_lightning.saving.manifest import manifest_of
+from covr_lightning.saving.manifest import manifests_of
 from tests.short_runs import SMALL, fit, short_rounds
 
 
@@ -104,8 +104,7 @@ def test_after_each_round_the_answers_in_the_replay_are_given_anew(untrained_vlm
     first, second = summary["rounds"]
     # Labelling begins after the first round; agent steps 30 … 88 of every second one are in D at the second.
     assert (first["renewed"], second["renewed"]) == (0, 30)
-    manifest = manifest_of(load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"))
-    assert manifest is not None
+    [manifest] = manifests_of(load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"))
     assert manifest["rows_written"] == 125
     storage = FrameStackStorage(manifest["max_size"])
     ReplayParts(tmp_path / "run" / "replay").restore(storage, manifest)

@@ -26,7 +26,7 @@ from covr_lightning.data import ExperienceData, FrameStackStorage
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.saving.checkpoints import load_checkpoint
-from covr_lightning.saving.manifest import manifest_of
+from covr_lightning.saving.manifest import manifests_of
 from tests.short_runs import fit, fit_arguments
 
 
@@ -105,6 +105,31 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert_same_run(run, uninterrupted)
 
 
+def test_several_environments_are_resumed(untrained_vlm: Path, tmp_path: Path) -> None:
+    # 150 agent steps of three environments, 120 environment steps at a time; fewer updates than agent steps, so that a
+    # part of one is owed at the stop. Rounds at 1200 and 3600; episodes of one environment end every 3000 steps.
+    more = ("--data.num_envs", "3", "--data.updates_per_agent_step", "0.5", "--data.label_every_agent_steps", "3")
+    assert fit(tmp_path / "through", untrained_vlm, *more) == 0
+    stopped = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stops = []
+        for step in (480, 3480, 4200):
+            stops.append(SignalOnce(signal.SIGTERM, at_env_step(step), ExperienceData._store))
+            stops[-1].patch(monkeypatch, ExperienceData, "_store")
+        resume: list[str] = []
+        for n in range(1, 4):
+            assert fit(stopped, untrained_vlm, *more, *resume) == 143
+            assert sum(stop.sent for stop in stops) == n
+            resume = ["--ckpt_path", "last"]
+        assert fit(stopped, untrained_vlm, *more, *resume) == 0
+    assert_same_run(stopped / "run", tmp_path / "through" / "run", rounds_trained=1)
+    state = torch.load(stopped / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    # Warm-up ends with the 20th agent step: 131 steps follow it, 65 updates, and half an update is owed.
+    assert state["counters"]["grad_steps"] == 65
+    assert state["updates_owed"] == 0.5
+    assert replay(stopped / "run")["env"].tolist() == [0, 1, 2] * 50
+
+
 def test_stopped_at_every_moment_in_turn(uninterrupted: Path, untrained_vlm: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         stops = []
@@ -120,7 +145,7 @@ def test_stopped_at_every_moment_in_turn(uninterrupted: Path, untrained_vlm: Pat
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def assert_same_run(run: Path, other: Path) -> None:
+def assert_same_run(run: Path, other: Path, rounds_trained: int = 2) -> None:
     """Checkpoint, replay, adapters and everything that was logged, but for times and places."""
     checkpoints = [torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (run, other)]
     assert_same(*({k: v for k, v in c.items() if k not in ("loops", "callbacks")} for c in checkpoints), at="ckpt")
@@ -129,7 +154,7 @@ def assert_same_run(run: Path, other: Path) -> None:
             assert_same(mine[1], theirs[1], at=mine[0])
     assert_same(*(replay(r).to_dict() for r in (run, other)), at="replay")
     adapters = sorted(p.relative_to(other) for p in other.glob("rounds/*_adapter/adapter_model.safetensors"))
-    assert len(adapters) == 2
+    assert len(adapters) == rounds_trained
     for name in adapters:
         assert_same(load_file(run / name), load_file(other / name), at=str(name))
     for name in ("curve.csv", "logs/csv/metrics.csv"):
@@ -141,8 +166,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 def replay(run: Path) -> TensorDictBase:
     """All rows of the last checkpoint's replay, with their stacked observations."""
-    manifest = manifest_of(load_checkpoint(run / "checkpoints" / "last.ckpt"))
-    assert manifest is not None
+    [manifest] = manifests_of(load_checkpoint(run / "checkpoints" / "last.ckpt"))
     storage = FrameStackStorage(manifest["max_size"])
     ReplayParts(run / "replay").restore(storage, manifest)
     return storage.get(range(len(storage)))
@@ -154,7 +178,7 @@ def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def assert_same(a: Any, b: Any, at: str) -> None:
     """Equal, bit for bit; durations and the replay's place apart."""
-    if at.endswith(("/seconds", "/seconds_renewing", "/peak_memory_mb", "ExperienceData/replay")):
+    if at.endswith(("/seconds", "/seconds_renewing", "/peak_memory_mb", "ExperienceData/replays")):
         return
     assert type(a) is type(b), at
     if isinstance(a, torch.Tensor):

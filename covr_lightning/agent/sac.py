@@ -22,6 +22,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from covr_lightning import processes
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
 from covr_lightning.agent.checks import check_checkpoint, check_sizes
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
@@ -251,7 +252,8 @@ class SACModule(L.LightningModule):
         """One optimizer step down a loss, if loss and gradients are finite."""
         optimizer.zero_grad()
         self.manual_backward(loss)
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        processes.average_gradients(parameters)
         if self.finite.allows(name, self.counters, loss.detach(), parameters):
             optimizer.step()
 
@@ -264,13 +266,15 @@ class SACModule(L.LightningModule):
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
-    def validation_step(self, seed: int, batch_idx: int = 0) -> EpisodeResult:  # type: ignore[override]
+    def validation_step(self, seed: int, batch_idx: int = 0) -> EpisodeResult | None:  # type: ignore[override]
         """Play one deterministic episode on the evaluation environment.
 
         Args:
-            seed: The episode's seed.
+            seed: The episode's seed; below 0 there is none to play.
             batch_idx: Not used.
         """
+        if seed < 0:
+            return None
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         policy = self.episode_policy() if self.episode_policy else self.act
         result = play_episode(policy, data.eval_env, int(seed), record=self.record_frames)
@@ -328,9 +332,9 @@ class SACModule(L.LightningModule):
 
     @property
     def generator(self) -> torch.Generator:
-        """The source of augmentation and update noise, on the module's device."""
+        """The source of this process's augmentation and update noise, on the module's device."""
         if self._generator is None or self._generator.device != self.device:
-            self._generator = torch.Generator(self.device).manual_seed(self.seed)
+            self._generator = torch.Generator(self.device).manual_seed(self.seed + processes.number())
             if self._generator_state is not None:
                 self._generator.set_state(self._generator_state)
                 self._generator_state = None
@@ -356,15 +360,15 @@ class SACModule(L.LightningModule):
             self.counters = data.counters
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the environment's shapes and the generator to the checkpoint."""
+        """Add the environment's shapes and the processes' generators to the checkpoint."""
         checkpoint["covr_spec"] = self.spec.as_dict()
-        checkpoint["covr_generator"] = self.generator.get_state()
+        checkpoint["covr_generators"] = processes.gather_on_first(self.generator.get_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task before anything is overwritten."""
         check_checkpoint(checkpoint.get("covr_spec"), self.spec)
-        self._generator_state = checkpoint["covr_generator"]
-        self._generator = None
+        generators, number = checkpoint["covr_generators"], processes.number()
+        self._generator, self._generator_state = None, generators[number] if number < len(generators) else None
         self._start_a_new_epoch(checkpoint)
 
     def _start_a_new_epoch(self, checkpoint: dict[str, Any]) -> None:

@@ -12,16 +12,19 @@ import lightning as L
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch.utils.data import DataLoader, IterableDataset
-from torchrl.collectors import Collector
 from torchrl.data import RandomSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from covr_lightning import processes
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.counters import Counters
+from covr_lightning.data.checks import check_lengths, check_processes
+from covr_lightning.data.collection import Collection, OneCollector
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue, StalePriors
 from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.data.resharding import deal_out
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import global_state, set_global_state
@@ -31,18 +34,22 @@ from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)
 
-#: Keys of a transition that go into the replay; what else a collector adds is left out.
-TRANSITION_KEYS = ("pixels", "action", ("next", "pixels"), ("next", "reward"), ("next", "done"))
-TRANSITION_KEYS += (("next", "terminated"), ("next", "truncated"))  # type: ignore[assignment]
-
 EVAL_SEED_OFFSET = 10_000
+
+#: Told of each transition: the number of its environment, and the transition; None where the episode is cut.
+Listener = Callable[[int, TensorDictBase | None], None]
 
 
 class ExperienceData(L.LightningDataModule):
     """The environments, the replay D, the VLM's labels, and the run's clock.
 
-    Training: one item of the loader is one agent step, and with it one batch from the replay; during the warm-up the
-    batch is empty. Evaluation: one item is one episode's seed, played by the model on a second environment.
+    Training: every environment takes an agent step, then come as many updates as are due. One item of the loader is one
+    update's batch from the replay, or empty where none is due (the warm-up). Evaluation: one item is one episode's
+    seed, played by the model on an environment of its own.
+
+    In a run of several processes each has environments and a share of the replay of its own. Lengths, counters, batch
+    size and capacity are those of the whole run: the same setting makes the same schedule and the same number of
+    updates, each of as many transitions, on any number of processes.
 
     Args:
         env: The environment.
@@ -54,7 +61,7 @@ class ExperienceData(L.LightningDataModule):
         warmup_agent_steps: Agent steps before the first update.
         warmup_actions: ``"random"`` or ``"vlm"`` (the VLM drives the warm-up).
         sampler: TorchRL sampler; uniform by default.
-        label_every_agent_steps: The VLM is asked for every n-th agent step.
+        label_every_agent_steps: The VLM is asked for every n-th agent step of an environment.
         label_batch_size: Frames per question to the VLM.
         stale_priors: What becomes of D's answers when a round has changed the VLM: ``"keep"`` them as they are (the
             paper's Algorithm 1 asks once per transition), ``"mask"`` them, so that only the newest VLM guides, or
@@ -62,7 +69,11 @@ class ExperienceData(L.LightningDataModule):
         relabel_batch_size: Frames per question when relabelling.
         eval_every_env_steps: Environment steps between two evaluations.
         eval_episodes: Episodes per evaluation.
-        seed: Seed of environment, exploration and sampling. The evaluation environment has seeds of its own.
+        num_envs: Environments of each process.
+        collection: How they are run; by default by one collector in this process.
+        updates_per_agent_step: Updates per agent step of any environment; the paper's is 1. Less makes many
+            environments cheaper, and learns less from each step.
+        seed: Seed of environments, exploration and sampling. The evaluation environment has seeds of its own.
     """
 
     def __init__(
@@ -81,30 +92,13 @@ class ExperienceData(L.LightningDataModule):
         relabel_batch_size: int = 128,
         eval_every_env_steps: int = 10_000,
         eval_episodes: int = 10,
+        num_envs: int = 1,
+        collection: Collection | None = None,
+        updates_per_agent_step: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("max_env_steps", "batch_size", "replay_capacity", "label_every_agent_steps", "label_batch_size"):
-            _at_least_one(name, locals()[name])
-        for name in ("warmup_agent_steps", "eval_every_env_steps", "eval_episodes", "relabel_batch_size"):
-            _at_least_one(name, locals()[name])
-        if batch_size > warmup_agent_steps:
-            raise ConfigError(
-                f"data.batch_size is {batch_size}, but the first update comes after data.warmup_agent_steps = "
-                f"{warmup_agent_steps} transitions; the batch can be 1 to {warmup_agent_steps}."
-            )
-        if batch_size > replay_capacity:
-            raise ConfigError(
-                f"data.batch_size is {batch_size}, but the replay holds data.replay_capacity = {replay_capacity}."
-            )
-        if warmup_agent_steps * env.spec.action_repeat >= max_env_steps:
-            raise ConfigError(
-                f"data.max_env_steps is {max_env_steps}, but the warm-up alone takes {warmup_agent_steps} agent steps "
-                f"× {env.spec.action_repeat} environment steps (data.warmup_agent_steps); it must be above "
-                f"{warmup_agent_steps * env.spec.action_repeat}."
-            )
-        if warmup_actions not in ("random", "vlm"):
-            raise ConfigError(f"data.warmup_actions is {warmup_actions!r}; it can be 'random' or 'vlm'.")
+        check_lengths(locals(), env.spec)
         self.env_factory = env
         self.vlm = vlm
         self.max_env_steps = max_env_steps
@@ -119,24 +113,30 @@ class ExperienceData(L.LightningDataModule):
         self.relabel_batch_size = relabel_batch_size
         self.eval_every_env_steps = eval_every_env_steps
         self.eval_episodes = eval_episodes
+        self.num_envs = num_envs
+        self.collection = collection or OneCollector()
+        self.updates_per_agent_step = updates_per_agent_step
         self.seed = seed
 
         self.counters = Counters()
-        #: Called with every transition, in order, and with None where an episode is cut; the fine-tune callback fills
-        #: D_f so.
-        self.listeners: list[Callable[[TensorDictBase | None], None]] = []
+        #: Called with every transition, in order; the fine-tune callback fills D_f so.
+        self.listeners: list[Listener] = []
         self.replay: TensorDictReplayBuffer | None = None
         self.labels: LabelQueue | None = None
-        self.episode_return = 0.0
         self.last_training_return: float | None = None
-        self._env: PixelEnv | None = None
+        self._returns: list[float] = []  # so far, of each environment's running episode
+        self._steps: list[int] = []  # agent steps of each environment
         self._eval_env: PixelEnv | None = None
-        self._collector: Collector | None = None
+        self._updates_owed = 0.0
+        #: Environment steps, of the whole run, that were taken before this item if it is the last one until more are
+        #: taken; otherwise 0. Whatever is due at some step comes after that item.
+        self.env_steps_completed = 0
         #: Whether a round or an evaluation of the newest agent step is still to come (it was stopped in one). A resumed
         #: run then begins with an empty item, which brings them about.
         self.step_is_open = False
-        #: Whether the training episode that a checkpoint was saved in could be continued.
-        self.episode_continues = True
+        #: Environments whose running episode could not be continued from a checkpoint; None: not even asked, because
+        #: processes or environments are others.
+        self.cut_envs: list[int] | None = []
         self._restored: dict[str, Any] | None = None
         self._global_random_state: dict[str, Any] | None = None
 
@@ -146,9 +146,15 @@ class ExperienceData(L.LightningDataModule):
         return self.env_factory.spec
 
     @property
-    def agent_steps(self) -> int:
-        """Agent steps of the whole run."""
-        return math.ceil(self.max_env_steps / self.spec.action_repeat)
+    def all_envs(self) -> int:
+        """Environments of all processes."""
+        return self.num_envs * processes.count()
+
+    @property
+    def env_numbers(self) -> range:
+        """Numbers of this process's environments among all of the run."""
+        first = processes.number() * self.num_envs
+        return range(first, first + self.num_envs)
 
     @property
     def storage(self) -> FrameStackStorage:
@@ -157,10 +163,11 @@ class ExperienceData(L.LightningDataModule):
         return self.replay.storage
 
     def setup(self, stage: str) -> None:
-        """Build the replay, the environment and the collector."""
+        """Build the replay, the environments and the policy that explores them."""
         if stage != "fit" or self.replay is not None:
             return
-        model = self._model
+        model, workers, own_seed = self._model, processes.count(), self.seed + processes.number()
+        check_processes(self.batch_size, self.replay_capacity, self.all_envs, workers)
         if self.vlm is not None and self.trainer is not None:
             self.vlm.to(self.trainer.strategy.root_device)  # loaded there at once
         if model.prior.uses_vlm or self.warmup_actions == "vlm":
@@ -168,11 +175,14 @@ class ExperienceData(L.LightningDataModule):
                 raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
             self.vlm.load(self.spec)
         self.replay = TensorDictReplayBuffer(
-            storage=FrameStackStorage(self.replay_capacity, self.spec.frame_stack),
+            storage=FrameStackStorage(self.replay_capacity // workers, self.spec.frame_stack),
             sampler=self.sampler or RandomSampler(),
-            batch_size=self.batch_size,
-            generator=torch.Generator().manual_seed(self.seed),
+            batch_size=self.batch_size // workers,
+            generator=torch.Generator().manual_seed(own_seed),
         )
+        # Processes that start at different moments may each have found another folder free.
+        folder = processes.from_first(self._trainer.default_root_dir)
+        self._trainer._default_root_dir = folder  # type: ignore[attr-defined]
         self._parts = ReplayParts(Path(self._trainer.default_root_dir) / "replay")
         if self.vlm is not None:
             self.labels = LabelQueue(
@@ -181,11 +191,16 @@ class ExperienceData(L.LightningDataModule):
             )  # fmt: skip
         self.policy = ExplorationPolicy(
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
-            self.label_every_agent_steps, self.seed,
+            self.label_every_agent_steps, self.all_envs, own_seed,
         )  # fmt: skip
-        self._env = self.env_factory.make(self.seed)
-        if self._restored is not None:
-            self._restore(self._restored)
+        self._returns, self._steps = [0.0] * self.num_envs, [0] * self.num_envs
+        state, env_seed = self._restored, self.seed
+        deals = state is not None and "processes" in state and not self._continues(state)
+        if deals:  # other environments than before, which must not play the same episodes
+            env_seed += self.counters.agent_steps
+        self.collection.open(self.env_factory, self.policy, self.env_numbers, env_seed)
+        if state is not None:
+            self._restore(state)
 
     @property
     def _trainer(self) -> L.Trainer:
@@ -208,102 +223,140 @@ class ExperienceData(L.LightningDataModule):
     @property
     def lost_episodes(self) -> int:
         """Episodes, of training and evaluation, that were cut because a simulator died or hung."""
-        return sum(env.lost_episodes for env in (self._env, self._eval_env) if env is not None)
+        return self.collection.lost_episodes + (self._eval_env.lost_episodes if self._eval_env is not None else 0)
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
-        """One item per agent step: a batch (B,) of transitions, or an empty TensorDict during the warm-up."""
+        """Batches (B,) of transitions, or empty TensorDicts where no update is due."""
         return DataLoader(_Stream(self), batch_size=None, num_workers=0, collate_fn=_as_is, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
-        """One item per evaluation episode: its seed."""
-        first = self.seed + EVAL_SEED_OFFSET
-        seeds: Any = range(first, first + self.eval_episodes)
+        """One item per evaluation episode of this process: its seed; −1 where others have one more to play."""
+        first, number, count = self.seed + EVAL_SEED_OFFSET, self._trainer.global_rank, self._trainer.world_size
+        seeds: Any = [*range(first, first + self.eval_episodes)[number::count]]
+        seeds += [-1] * (-(-self.eval_episodes // count) - len(seeds))  # Lightning wants as many items everywhere
         # Without a generator, every evaluation would draw from the global random numbers.
         return DataLoader(seeds, batch_size=None, num_workers=0, generator=torch.Generator())
 
     test_dataloader = val_dataloader
 
+    def most_items(self) -> int:
+        """Items that the training loader has left, at most."""
+        agent_steps = self.num_envs * self.collection.steps_at_once * processes.count()
+        env_steps = max(0, self.max_env_steps - self.counters.env_steps)
+        times = math.ceil(env_steps / (agent_steps * self.spec.action_repeat))
+        return times * max(1, math.ceil(self.updates_per_agent_step * agent_steps)) + self.step_is_open
+
     def stream(self) -> Iterator[TensorDictBase]:
         """Collect, store, label, sample, until the run is over."""
-        assert self.replay is not None, "setup('fit') comes first"
-        prior = self._model.prior
-        self._collector = self._make_collector()
+        batches = self.collection.batches()
         if self._global_random_state is not None:  # Lightning drew from it while it made the loaders
             set_global_state(self._global_random_state)
             self._global_random_state = None
         if self.step_is_open:
             self.step_is_open = False
+            self.env_steps_completed = self.spec.action_repeat * self.all_envs
             yield TensorDict({}, [])
-        if self.counters.env_steps >= self.max_env_steps:
-            return
-        for collected in self._collector:
-            transition = self._store(collected)
-            wants_label = prior.uses_vlm and prior.wants_labels(self.counters)
-            if self.labels is not None and wants_label and transition is not None:
-                self.labels.offer(self.storage.last_row_id, self.counters.agent_steps - 1)
-            for listener in self.listeners:
-                listener(transition)
-            warming_up = self.counters.agent_steps < self.warmup_agent_steps
-            yield TensorDict({}, []) if warming_up else self.replay.sample()
-            if self.counters.env_steps >= self.max_env_steps:
-                return
+        while self.counters.env_steps < self.max_env_steps:
+            with processes.failing_together():
+                agent_steps = self._store(next(batches))
+            self.env_steps_completed = 0
+            while self._updates_owed >= 2:
+                self._updates_owed -= 1
+                yield self._sample()
+            self.env_steps_completed = agent_steps * self.spec.action_repeat
+            if self._updates_owed >= 1:
+                self._updates_owed -= 1
+                yield self._sample()
+            else:
+                yield TensorDict({}, [])
 
-    def _make_collector(self) -> Collector:
-        """Begin to collect: with a new episode, or with the one that a checkpoint brought."""
-        noise = self.policy.noise_state()
-        collector = Collector(
-            self._env,
-            self.policy,
-            frames_per_batch=1,
-            total_frames=-1,
-            trust_policy=True,
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
-        )
-        self.policy.set_noise_state(noise)  # it asks the policy once, to see what it gives
-        return collector
+    def _sample(self) -> TensorDictBase:
+        assert self.replay is not None, "setup('fit') comes first"
+        return self.replay.sample()
 
-    def _store(self, collected: TensorDictBase) -> TensorDictBase | None:
-        """Write one collected agent step into D and advance the clock; None if its reward is not finite."""
-        rows = collected.reshape(-1).select(*TRANSITION_KEYS)
-        n, a = len(rows), self.spec.action_dim
-        rows["a_v"] = torch.zeros(n, a)
+    def _store(self, collected: TensorDictBase) -> int:
+        """Write collected transitions (M,) into D, advance the clock, and tell who listens.
+
+        Returns:
+            Agent steps of all processes.
+        """
+        n, counters = len(collected), self.counters
+        rows = collected.set("a_v", torch.zeros(n, self.spec.action_dim))
         rows["a_v_valid"] = torch.zeros(n, 1, dtype=torch.bool)
         rows["vlm_round"] = torch.full((n, 1), -1)
+        finite = [self._model.finite.allows("reward", counters, reward) for reward in rows["next", "reward"]]
+        before, first = counters.agent_steps, self.warmup_agent_steps - 1
+        counters.agent_steps += n * processes.count()
+        counters.env_steps += n * processes.count() * self.spec.action_repeat
+        self._updates_owed += self.updates_per_agent_step * (max(counters.agent_steps, first) - max(before, first))
+        begin = 0
+        for row in (i for i in range(n) if not finite[i]):
+            self._write(rows[begin:row])
+            self._cut(int(rows["env"][row]))
+            begin = row + 1
+        self._write(rows[begin:])
+        return n * processes.count()
+
+    def _write(self, rows: TensorDictBase) -> None:
+        if not len(rows):
+            return
         assert self.replay is not None, "setup('fit') comes first"
-        transition = rows[0]
-        finite = self._model.finite.allows("reward", self.counters, transition["next", "reward"])
-        self.counters.agent_steps += 1
-        self.counters.env_steps += self.spec.action_repeat
-        if not finite:
-            self.storage.cut_episode()
-            return None
+        first = self.storage.last_row_id + 1
         self.replay.extend(rows)
-        self.episode_return += float(transition["next", "reward"])
-        if bool(transition["next", "done"]):
-            self.counters.episodes += 1
-            self.last_training_return, self.episode_return = self.episode_return, 0.0
-        return transition
+        prior = self._model.prior
+        wants_labels = self.labels is not None and prior.uses_vlm and prior.wants_labels(self.counters)
+        for row_id, transition in enumerate(rows.unbind(0), first):
+            env = int(transition["env"])
+            own = env - self.env_numbers.start
+            if wants_labels and self.labels is not None:
+                self.labels.offer(row_id, self._steps[own])
+            self._steps[own] += 1
+            for listener in self.listeners:
+                listener(env, transition)
+            self._returns[own] += float(transition["next", "reward"])
+            if bool(transition["next", "done"]):
+                self.counters.episodes += 1
+                self.last_training_return, self._returns[own] = self._returns[own], 0.0
+
+    def _cut(self, env: int) -> None:
+        """Leave a transition out, and end the episode before it."""
+        self._steps[env - self.env_numbers.start] += 1
+        self.storage.cut_episode(env)
+        for listener in self.listeners:
+            listener(env, None)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock, the running episode, random states, and the replay's manifest, whose new part is written first."""
+        """The clock; for each process its episodes, random states and waiting labels, and its replay's manifest.
+
+        A process's new part of the replay is written first. With several, all processes have to call this, and the
+        first one gets it.
+        """
         state: dict[str, Any] = {"counters": self.counters.state_dict()}
         if self.replay is None:
             return state
+        with processes.failing_together():
+            mine = {
+                "replay": self._parts.save(self.storage),
+                "sampler_rng": self.replay._rng.get_state(),
+                "exploration": self.policy.noise_state(),
+                "episodes": self.collection.state(),
+                "returns": self._returns,
+                "steps": self._steps,
+                "last_training_return": self.last_training_return,
+                "global_random_state": global_state(),
+                "labels": self.labels.state_dict() if self.labels is not None else None,
+            }
+        everyone = processes.gather_on_first(mine)
+        if everyone is not None:
+            state["replays"] = [one.pop("replay") for one in everyone]
+            state["processes"] = everyone
         state |= {
-            "replay": self._parts.save(self.storage),
-            "sampler_rng": self.replay._rng.get_state(),
-            "exploration": self.policy.noise_state(),
-            "episode": self._env.episode_state() if self._env is not None else None,
-            "episode_return": self.episode_return,
-            "last_training_return": self.last_training_return,
             "step_is_open": self.step_is_open,
-            "global_random_state": global_state(),
-            "labels": self.labels.state_dict() if self.labels is not None else None,
+            "updates_owed": self._updates_owed,
             "vlm_round": self.vlm.round if self.vlm is not None else 0,
         }
         return state
@@ -316,38 +369,65 @@ class ExperienceData(L.LightningDataModule):
         else:
             self._restored = state
 
+    def _continues(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint is of as many processes and environments."""
+        return len(state["processes"]) == processes.count() and len(state["processes"][0]["steps"]) == self.num_envs
+
     def _restore(self, state: dict[str, Any]) -> None:
         self._restored = None
-        if "replay" not in state:
+        if "processes" not in state:
             return
+        self.step_is_open, self._updates_owed = state["step_is_open"], state["updates_owed"]
         try:
-            self._parts.restore(self.storage, state["replay"])
+            if self._continues(state):
+                number = processes.number()
+                self._take_back(state["replays"][number], state["processes"][number])
+            else:
+                self._deal_out(state["replays"])
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
             raise ConfigError(f"{error}; {other}.") from error
         assert self.replay is not None, "restored after setup"
-        assert self._env is not None, "restored after setup"
-        written = self.storage.last_row_id + 1
-        self.replay._writer.load_state_dict({"_cursor": written % self.replay_capacity, "_write_count": written})
-        self.replay._rng.set_state(state["sampler_rng"])
-        self.policy.set_noise_state(state["exploration"])
-        self.step_is_open = state["step_is_open"]
-        self.last_training_return = state["last_training_return"]
-        self._global_random_state = state["global_random_state"]
-        self.episode_continues = self._env.restore_episode(state["episode"])
-        if self.episode_continues:
-            self.episode_return = state["episode_return"]
-        else:
-            log.warning("%s cannot continue the episode it was stopped in: it is cut.", type(self._env).__name__)
-            self.storage.cut_episode()
-        if self.labels is not None and state["labels"] is not None:
-            self.labels.load_state_dict(state["labels"])
+        written, capacity = self.storage.last_row_id + 1, self.storage.max_size
+        self.replay._writer.load_state_dict({"_cursor": written % capacity, "_write_count": written})
+
+    def _take_back(self, manifest: dict[str, Any], mine: dict[str, Any]) -> None:
+        """Become what this process was."""
+        assert self.replay is not None, "restored after setup"
+        self._parts.restore(self.storage, manifest)
+        self.replay._rng.set_state(mine["sampler_rng"])
+        self.policy.set_noise_state(mine["exploration"])
+        self.last_training_return = mine["last_training_return"]
+        self._global_random_state = mine["global_random_state"]
+        self._returns, self._steps = list(mine["returns"]), list(mine["steps"])
+        continued = self.collection.restore(mine["episodes"])
+        self.cut_envs = [env for env, goes_on in zip(self.env_numbers, continued, strict=True) if not goes_on]
+        for env in self.cut_envs:
+            self.storage.cut_episode(env)
+            self._returns[env - self.env_numbers.start] = 0.0
+        if self.cut_envs:
+            log.warning(
+                "%s cannot continue the episodes it was stopped in: %d cut.",
+                type(self.env_factory).__name__, len(self.cut_envs),
+            )  # fmt: skip
+        if self.labels is not None and mine["labels"] is not None:
+            self.labels.load_state_dict(mine["labels"])
+
+    def _deal_out(self, manifests: list[dict[str, Any]]) -> None:
+        """Take this process's share of what other numbers of processes and environments have collected."""
+        deal_out(self._parts, manifests, self.storage, processes.number(), processes.count())
+        self.cut_envs = None
+        if processes.number() == 0:
+            log.warning(
+                "The checkpoint is of %d processes, and this run has other processes or environments (%d processes of "
+                "%d environments): the replay is dealt out anew, open episodes are cut, and the run goes on, not as it "
+                "would have.", len(manifests), processes.count(), self.num_envs,
+            )  # fmt: skip
 
     def teardown(self, stage: str) -> None:
         """Close the environments."""
-        if stage == "fit" and self._collector is not None:
-            self._collector.shutdown()
-            self._collector = None
+        if stage == "fit":
+            self.collection.close()
         if self._eval_env is not None:
             self._eval_env.close()
             self._eval_env = None
@@ -360,7 +440,7 @@ class _Stream(IterableDataset):
         self.data = data
 
     def __len__(self) -> int:
-        return max(0, self.data.agent_steps - self.data.counters.agent_steps) + self.data.step_is_open
+        return self.data.most_items()
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         return self.data.stream()
@@ -368,8 +448,3 @@ class _Stream(IterableDataset):
 
 def _as_is(item: TensorDictBase) -> TensorDictBase:
     return item
-
-
-def _at_least_one(name: str, value: int | None) -> None:
-    if value is None or value < 1:
-        raise ConfigError(f"data.{name} is {value}; it must be at least 1.")

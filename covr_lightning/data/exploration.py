@@ -21,7 +21,7 @@ class Actor(Protocol):
 
 
 class ExplorationPolicy(TensorDictModuleBase):
-    """Warm-up actions first, then samples of the actor.
+    """Warm-up actions first, then samples of the actor, for N environments at once.
 
     Args:
         actor: Chooses actions after the warm-up.
@@ -32,7 +32,8 @@ class ExplorationPolicy(TensorDictModuleBase):
             `hold_agent_steps`-th step and held in between; uniform where it cannot be parsed. (The paper's second
             cold-start option.)
         labeller: The VLM, for ``"vlm"``.
-        hold_agent_steps: Agent steps between two questions.
+        hold_agent_steps: Agent steps of an environment between two questions.
+        envs: Environments of the whole run, over all its processes.
         seed: Seed of the noise.
     """
 
@@ -45,6 +46,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         warmup_actions: Literal["random", "vlm"] = "random",
         labeller: Labeller | None = None,
         hold_agent_steps: int = 10,
+        envs: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -57,6 +59,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         self.warmup_actions = warmup_actions
         self.labeller = labeller
         self.hold_agent_steps = hold_agent_steps
+        self.envs = envs
         self.noise = torch.Generator().manual_seed(seed)  # uniform actions, on the CPU
         self._seed = seed
         self._actor_noise_state: Tensor | None = None
@@ -64,13 +67,13 @@ class ExplorationPolicy(TensorDictModuleBase):
         self._held: Tensor | None = None
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``action`` (A,) for ``pixels`` (3·k, H, W)."""
+        """Write ``action`` (N, A) for ``pixels`` (N, 3·k, H, W)."""
         if self.counters.agent_steps < self.warmup_agent_steps:
             action = self._warmup_action(tensordict["pixels"])
         else:
             actor = self._actor[0]
             device = getattr(actor, "device", torch.device("cpu"))
-            action = actor.act(tensordict["pixels"][None], generator=self._noise_on(device))[0].cpu()
+            action = actor.act(tensordict["pixels"], generator=self._noise_on(device)).cpu()
         return tensordict.set("action", action)
 
     def _noise_on(self, device: torch.device) -> torch.Generator:
@@ -94,10 +97,10 @@ class ExplorationPolicy(TensorDictModuleBase):
         self._held = state["held"]
 
     def _warmup_action(self, pixels: Tensor) -> Tensor:
-        uniform = torch.rand(self.action_dim, generator=self.noise) * 2 - 1
+        uniform = torch.rand(len(pixels), self.action_dim, generator=self.noise) * 2 - 1
         if self.warmup_actions == "random" or self.labeller is None:
             return uniform
-        if self._held is None or self.counters.agent_steps % self.hold_agent_steps == 0:
-            proposal, valid = self.labeller.propose(pixels[None, -3:])
-            self._held = proposal[0] if bool(valid[0]) else uniform
+        if self._held is None or self.counters.agent_steps // self.envs % self.hold_agent_steps == 0:
+            proposal, valid = self.labeller.propose(pixels[:, -3:])
+            self._held = torch.where(valid[:, None], proposal, uniform)
         return self._held

@@ -52,8 +52,8 @@ class FrameStackStorage(LazyTensorStorage):
 
     What goes in and what comes out are ordinary transitions with stacked ``pixels`` (3·k, H, W) uint8 at both ends.
     Inside, a ring of single frames holds each frame once and a ring of rows holds everything else, with the running
-    numbers of the row's k + 1 frames, oldest first (an episode's first frame is repeated, as the environment does at a
-    reset). Frame numbers never wrap. Storing both stacks takes 2·k frames a transition, this 1 + 1/T.
+    numbers of the row's k + 1 frames, oldest first (an episode begins with one frame k times, as the environment gives
+    it at a reset). Frame numbers never wrap. Storing both stacks takes 2·k frames a transition, this 1 + 1/T.
 
     Rows may carry ``env``, the number of their environment (0 without it); each environment's rows continue its last
     ones. All of them share both rings, so that samplers see one replay in the order of time.
@@ -105,6 +105,11 @@ class FrameStackStorage(LazyTensorStorage):
             if tuple(key.split("/")) in self._storage.keys(True):
                 self.write_column(key, last, torch.ones(1, 1, dtype=torch.bool))
 
+    def cut_episodes(self) -> None:
+        """End every open episode where it is."""
+        for env in list(self._open):
+            self.cut_episode(env)
+
     def set(self, cursor: int | Sequence[int] | slice, data: TensorDictBase, *, set_cursor: bool = True) -> None:
         """Write transitions, which must continue the last ones of their environments.
 
@@ -124,9 +129,9 @@ class FrameStackStorage(LazyTensorStorage):
         self._reserve(data["pixels"], written, n)
         assert self._frames is not None, "reserved above"
         self._frames[numbers[:, -1] % self._frame_capacity] = data["next", "pixels"][:, -3:].to(self._frames.device)
-        if len(starts):
-            own = numbers[starts, -2] % self._frame_capacity
-            self._frames[own] = data["pixels"][starts, -3:].to(self._frames.device)
+        if starts:
+            own = numbers[starts, :-1] % self._frame_capacity
+            self._frames[own] = data["pixels"][starts].unflatten(1, (self.frame_stack, 3)).to(self._frames.device)
         rows = data.exclude("pixels", ("next", "pixels"))
         rows["frames"] = numbers
         rows["row_id"] = self._rows_written + torch.arange(n)
@@ -137,7 +142,8 @@ class FrameStackStorage(LazyTensorStorage):
     def _number(self, data: TensorDictBase) -> tuple[torch.Tensor, list[int], dict[int, OpenEpisode], int]:
         """Give frames their running numbers.
 
-        Every transition brings its next frame; one that starts an episode brings its own frame before it.
+        Every transition brings its next frame; one that starts an episode brings its own before it. That is one frame
+        after a reset, and k where the episode's beginning is not known here.
 
         Returns:
             Numbers of each row's frames (N, k + 1), which rows start an episode, what is open afterwards, and the
@@ -151,8 +157,8 @@ class FrameStackStorage(LazyTensorStorage):
         for row, (env, ends) in enumerate(zip(envs, done, strict=True)):
             episode = episodes.pop(env, None)
             if episode is None:
-                stack = [written] * self.frame_stack
-                written += 1
+                stack = _first_stack(data["pixels"][row], self.frame_stack, written)
+                written = stack[-1] + 1
                 starts.append(row)
             else:
                 stack = episode.stack
@@ -232,7 +238,7 @@ class FrameStackStorage(LazyTensorStorage):
         position = row_id % self.max_size
         return position, self._storage["row_id"][position] == row_id
 
-    def column(self, key: str) -> torch.Tensor:
+    def column(self, key: str | tuple[str, ...]) -> torch.Tensor:
         """One entry of every row, by position (N, …); a view, not to be written to.
 
         Args:
@@ -383,6 +389,13 @@ class FrameStackStorage(LazyTensorStorage):
     def state_dict(self) -> dict[str, Any]:
         """Not offered: a replay is saved in parts, by :class:`covr_lightning.data.replay_parts.ReplayParts`."""
         raise RuntimeError("A replay is saved with ReplayParts.save(storage), not through a state dict.")
+
+
+def _first_stack(pixels: torch.Tensor, frame_stack: int, number: int) -> list[int]:
+    frames = pixels.unflatten(0, (frame_stack, 3))
+    if bool((frames == frames[-1]).all()):
+        return [number] * frame_stack
+    return list(range(number, number + frame_stack))
 
 
 def _as_tuple(key: str | tuple[str, ...]) -> tuple[str, ...]:

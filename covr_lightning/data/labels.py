@@ -74,7 +74,7 @@ class LabelQueue:
 
         Args:
             row_id: Running number of the row.
-            agent_step: The row's agent step, counted from 0.
+            agent_step: The row's agent step in its environment, counted from 0.
         """
         if agent_step % self.every_agent_steps:
             return

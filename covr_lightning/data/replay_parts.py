@@ -92,6 +92,10 @@ class ReplayParts:
         self._parts = parts
         return {**numbers, "folder": str(self.folder.resolve()), "parts": [part.entry() for part in parts]}
 
+    def forget(self) -> None:
+        """Know no part any more: the next save writes everything anew."""
+        self._parts = []
+
     def _write(self, storage: FrameStackStorage, kept: list[Part], since: Part | None) -> list[Part]:
         """Write everything after the kept parts, and the labels that came with part `since` or later."""
         start = max(kept[-1].rows[1] if kept else 0, storage.oldest_row)

@@ -31,8 +31,8 @@ def discounted_returns(rewards: Tensor, gamma: float, bootstrap: float = 0.0) ->
 class EpisodeBuffer:
     """The fine-tune buffer D_f of Algorithm 1, a TensorDict of rows (newest frame, action, reward, return).
 
-    A row's return needs the future, so rows wait in the open episode until it ends; then their g is filled in and
-    they can be chosen from. A round takes and clears finished rows only: the open episode stays across it.
+    A row's return needs the future, so rows wait in the open episode of their environment until it ends; then their g
+    is filled in and they can be chosen from. A round takes and clears finished rows only: open episodes stay across it.
 
     Args:
         gamma: Discount per agent step.
@@ -47,7 +47,7 @@ class EpisodeBuffer:
         self.gamma = gamma
         self.at_time_limit = at_time_limit
         self.keep_stack = keep_stack
-        self._open: list[TensorDict] = []
+        self._open: dict[int, list[TensorDict]] = {}
         self._finished: list[TensorDict] = []
 
     def __len__(self) -> int:
@@ -56,10 +56,10 @@ class EpisodeBuffer:
 
     @property
     def open_rows(self) -> int:
-        """Rows of the episode that is still running."""
-        return len(self._open)
+        """Rows of episodes that are still running."""
+        return sum(map(len, self._open.values()))
 
-    def add(self, transition: TensorDictBase, value: float = 0.0) -> None:
+    def add(self, transition: TensorDictBase, value: float = 0.0, env: int = 0) -> None:
         """Add one transition, and finish the episode if it ends it.
 
         Args:
@@ -67,6 +67,7 @@ class EpisodeBuffer:
                 ``terminated``, ``truncated``.
             value: V of the state after the transition; used when it is truncated and `at_time_limit` is
                 ``"bootstrap"``.
+            env: Number of the environment that it happened in.
         """
         row = TensorDict(
             {
@@ -77,23 +78,27 @@ class EpisodeBuffer:
         )
         if self.keep_stack:
             row["pixels"] = transition["pixels"].clone()
-        self._open.append(row)
+        self._open.setdefault(env, []).append(row)
         terminated = bool(transition["next", "terminated"])
         truncated = bool(transition["next", "truncated"])
         if terminated or truncated:
             bootstraps = self.at_time_limit == "bootstrap" and not terminated
-            self._finish(value if bootstraps else 0.0)
+            self._finish(env, value if bootstraps else 0.0)
 
-    def cut_episode(self) -> None:
-        """End the open episode where it is (a simulator was lost): it counts as truncated."""
-        if self._open:
-            self._finish(0.0)
+    def cut_episode(self, env: int = 0) -> None:
+        """End an environment's open episode where it is (a simulator was lost): it counts as truncated."""
+        if env in self._open:
+            self._finish(env, 0.0)
 
-    def _finish(self, bootstrap: float) -> None:
-        episode = TensorDict.maybe_dense_stack(self._open)
+    def cut_episodes(self) -> None:
+        """End every open episode where it is."""
+        for env in list(self._open):
+            self._finish(env, 0.0)
+
+    def _finish(self, env: int, bootstrap: float) -> None:
+        episode = TensorDict.maybe_dense_stack(self._open.pop(env))
         episode["g"] = discounted_returns(episode["reward"].reshape(-1), self.gamma, bootstrap)[:, None]
         self._finished.append(episode)
-        self._open = []
 
     def rows(self) -> TensorDictBase:
         """All finished rows (N,): ``frame`` (3, H, W) uint8, ``action`` (A,), ``reward`` (1,), ``g`` (1,)."""
@@ -102,20 +107,20 @@ class EpisodeBuffer:
         return torch.cat(self._finished)
 
     def clear(self) -> None:
-        """Drop the finished rows; the open episode stays."""
+        """Drop the finished rows; open episodes stay."""
         self._finished = []
 
     def state_dict(self) -> dict[str, Any]:
         """Finished and open rows as plain tensors."""
         return {
             "finished": [episode.to_dict() for episode in self._finished],
-            "open": TensorDict.maybe_dense_stack(self._open).to_dict() if self._open else None,
+            "open": {env: TensorDict.maybe_dense_stack(rows).to_dict() for env, rows in self._open.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the rows that :meth:`state_dict` gave."""
         self._finished = [_from_dict(episode) for episode in state["finished"]]
-        self._open = list(_from_dict(state["open"]).unbind(0)) if state["open"] is not None else []
+        self._open = {env: list(_from_dict(rows).unbind(0)) for env, rows in state["open"].items()}
 
 
 def _from_dict(columns: dict[str, Tensor]) -> TensorDict:

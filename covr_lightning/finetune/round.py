@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from covr_lightning import processes
 from covr_lightning.finetune.filters import Filter
 from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
@@ -167,18 +168,43 @@ def fine_tune_round(
         if launch is None:
             report.losses, report.failures = train_adapter(vlm, *trained_on, settings, trainer_kwargs)
             if report.losses:
-                vlm.adapter_trained(report.round, adapter)
+                _put_in_force(vlm, report.round, adapter)
         else:
             assert adapter is not None, "a separate launch hands the adapter over on disk"
-            report.losses, report.failures = launch.train(
-                vlm, *trained_on, settings, report.round, report.env_steps, adapter
-            )
+            _launch(report, launch, vlm, trained_on, settings, adapter)
         if not report.losses:
             report.note = f"the adapter stays as it was: {'; '.join(report.failures)}"
         elif n_held_out:
             _measure_after(report, vlm, frames[held_out], actions[held_out])
     report.seconds, report.peak_memory_mb = time.monotonic() - start, peak.megabytes()
     return report
+
+
+def _put_in_force(vlm: VLM, round_: int, adapter: Path | None) -> None:
+    """Write the adapter that every process has trained, in the first one, and answer with it in all."""
+    if processes.number() == 0:
+        vlm.adapter_trained(round_, adapter)
+    processes.from_first(None)  # it is written
+    if processes.number() and adapter is not None:
+        vlm.adapter_written(round_, adapter)
+
+
+def _launch(
+    report: RoundReport,
+    launch: SeparateLaunch,
+    vlm: VLM,
+    trained_on: tuple[Tensor, Tensor, Tensor],
+    settings: FineTuneSettings,
+    adapter: Path,
+) -> None:
+    """Train in a launch of the first process, and load its adapter in all."""
+    if processes.number() == 0:
+        report.losses, report.failures = launch.train(
+            vlm, *trained_on, settings, report.round, report.env_steps, adapter
+        )
+    report.losses, report.failures = processes.from_first((report.losses, report.failures))
+    if processes.number() and report.losses:
+        vlm.load_adapter(adapter, report.round)
 
 
 def _measure_after(report: RoundReport, vlm: VLM, frames: Tensor, actions: Tensor) -> None:
@@ -190,7 +216,7 @@ def _measure_after(report: RoundReport, vlm: VLM, frames: Tensor, actions: Tenso
 
 
 def proposal_error(vlm: VLM, frames: Tensor, actions: Tensor, batch_size: int = 16) -> tuple[float, float, float]:
-    """How far the VLM's proposals are from the agent's actions.
+    """How far the VLM's proposals are from the agent's actions; several processes share the frames out.
 
     Args:
         vlm: The VLM.
@@ -202,7 +228,9 @@ def proposal_error(vlm: VLM, frames: Tensor, actions: Tensor, batch_size: int = 
         Mean absolute error over rows that could be parsed and dimensions (NaN without any), the share of the answered
         rows that could not (NaN without any), and the share of all rows that got no answer.
     """
-    parts = [vlm.ask(part) for part in frames.split(batch_size)]
+    first, last = (len(frames) * (processes.number() + i) // processes.count() for i in (0, 1))
+    parts = [vlm.ask(part) for part in frames[first:last].split(batch_size) if len(part)]
+    parts = [part for of_one in processes.gather(parts) for part in of_one]
     proposed, valid, answered = (torch.cat(columns) for columns in zip(*parts, strict=True))
     error = (proposed - actions).abs()[valid].mean().item() if valid.any() else math.nan
     return error, 1 - valid[answered].float().mean().item(), 1 - answered.float().mean().item()

@@ -20,7 +20,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.saving.files import UNFINISHED, write_atomically
-from covr_lightning.saving.manifest import ReplayPartError, checked_part, folder_of, manifest_of
+from covr_lightning.saving.manifest import ReplayPartError, checked_part, folder_of, manifests_of, names_of
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,12 @@ class CheckpointFiles(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), _sealed(buffer))
-        manifest = manifest_of(checkpoint)
-        if manifest is not None:
-            folders = {Path(path).parent, Path(manifest["folder"]).parent / "checkpoints"}
+        manifests = manifests_of(checkpoint)
+        if manifests:
+            folders = {Path(path).parent, Path(manifests[0]["folder"]).parent / "checkpoints"}
             callbacks = checkpoint.get("callbacks", {}).values()
             folders |= {Path(state["dirpath"]) for state in callbacks if state.get("dirpath")}
-            self._remove_unreferenced(manifest, {folder.resolve() for folder in folders})
+            self._remove_unreferenced(manifests, {folder.resolve() for folder in folders})
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -78,15 +78,15 @@ class CheckpointFiles(TorchCheckpointIO):
         """
         return load_checkpoint(Path(path), map_location)
 
-    def _remove_unreferenced(self, manifest: dict[str, Any], folders: set[Path]) -> None:
-        named = {entry["name"] for entry in manifest["parts"]}
+    def _remove_unreferenced(self, manifests: list[dict[str, Any]], folders: set[Path]) -> None:
+        named = names_of(manifests)
         try:
             for folder in folders:
                 for unfinished in folder.glob(f"*.ckpt{UNFINISHED}"):
                     unfinished.unlink()
                 for path in folder.glob("*.ckpt"):
                     named |= self._names(path)
-            for part in Path(manifest["folder"]).iterdir():
+            for part in Path(manifests[0]["folder"]).iterdir():
                 if part.name not in named and part.name.endswith((".safetensors", UNFINISHED)):
                     part.unlink()
         except OSError as error:
@@ -98,13 +98,13 @@ class CheckpointFiles(TorchCheckpointIO):
         key = (str(path), stat.st_mtime_ns, stat.st_size)
         if key not in self._named:
             try:
-                manifest = manifest_of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+                manifests = manifests_of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
             except OSError:
                 raise
             except Exception:
-                manifest = None
+                manifests = []
             self._named = {k: v for k, v in self._named.items() if k[0] != key[0]}
-            self._named[key] = {entry["name"] for entry in manifest["parts"]} if manifest is not None else set()
+            self._named[key] = names_of(manifests)
         return self._named[key]
 
 
@@ -136,8 +136,7 @@ def newest_good_checkpoint(path: Path) -> str:
     others = [p for p in path.parent.glob("*.ckpt") if p.name != path.name]
     for other in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True):
         try:
-            manifest = manifest_of(_load(other))
-            if manifest is not None:
+            for manifest in manifests_of(_load(other)):
                 folder = folder_of(manifest, path.parent.parent / "replay")
                 for entry in manifest["parts"]:
                     checked_part(folder, entry)

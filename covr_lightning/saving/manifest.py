@@ -1,8 +1,9 @@
-"""The manifest in a checkpoint: which part files make up the run's replay, and whether they are as they were written.
+"""The manifests in a checkpoint: which part files make up the run's replay, and whether they are as they were written.
 
-A manifest is a dict of plain values. ``parts`` lists the files in order: ``name``, ``rows`` and ``frames`` (running
-numbers of the first one and of the one after the last), ``bytes`` and ``sha256``. ``folder`` is where they were
-written; the rest is what :meth:`covr_lightning.data.frame_storage.FrameStackStorage.numbers` says of the whole.
+There is one for each process of the run. A manifest is a dict of plain values. ``parts`` lists the files in order:
+``name``, ``rows`` and ``frames`` (running numbers of the first one and of the one after the last), ``bytes`` and
+``sha256``. ``folder`` is where they were written; the rest is what
+:meth:`covr_lightning.data.frame_storage.FrameStackStorage.numbers` says of the whole.
 """
 
 from __future__ import annotations
@@ -46,9 +47,14 @@ def checked_part(folder: Path, entry: dict[str, Any]) -> Path:
     return path
 
 
-def manifest_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """The replay's manifest in a checkpoint; None if it has none."""
+def manifests_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """The manifests of the replay in a checkpoint, one for each process of the run; none if it has no replay."""
     for state in checkpoint.values():
-        if isinstance(state, dict) and isinstance(state.get("replay"), dict) and "parts" in state["replay"]:
-            return state["replay"]
-    return None
+        if isinstance(state, dict) and isinstance(state.get("replays"), list):
+            return state["replays"]
+    return []
+
+
+def names_of(manifests: list[dict[str, Any]]) -> set[str]:
+    """The part files that manifests name."""
+    return {entry["name"] for manifest in manifests for entry in manifest["parts"]}

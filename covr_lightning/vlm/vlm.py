@@ -267,6 +267,15 @@ class VLM:
             self.save_adapter(folder)
         elif self.engine.elsewhere:
             raise ValueError(f"{type(self.engine).__name__} reads a round's adapter from a folder; none is given")
+        self.adapter_written(round_, folder)
+
+    def adapter_written(self, round_: int, folder: Path | None) -> None:
+        """The same after another process of the run has written it.
+
+        Args:
+            round_: The round.
+            folder: Where it was written to, if anywhere.
+        """
         self.round = round_
         self.weights_changed()
         self._use(folder)

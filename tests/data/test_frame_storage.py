@@ -120,3 +120,11 @@ def test_an_environment_that_rests_keeps_its_frames() -> None:
     last = TensorDict({"env": torch.tensor(1), "pixels": first["next", "pixels"], "action": torch.zeros(2)})
     storage.set(60 % 8, last.set("next", nested))
     assert_same(storage.get(torch.tensor([60 % 8])), last[None])
+
+
+def test_an_episode_whose_beginning_is_elsewhere_keeps_its_stacks() -> None:
+    episodes, storage = Episodes(0, 1e9), FrameStackStorage(8)
+    rows = [episodes.step() for _ in range(6)]
+    storage.set(range(4), torch.stack(rows[2:]))
+    assert_same(storage.get(range(4)), torch.stack(rows[2:]))
+    assert storage._written == 3 + 4

@@ -98,11 +98,12 @@ def test_exploration_is_random_first_and_the_actor_afterwards() -> None:
     policy = ExplorationPolicy(Constant(), 2, counters, warmup_agent_steps=3, seed=1)
     actions = []
     for _ in range(5):
-        td = policy(TensorDict({"pixels": torch.zeros(9, 2, 2, dtype=torch.uint8)}))
+        td = policy(TensorDict({"pixels": torch.zeros(2, 9, 2, 2, dtype=torch.uint8)}, [2]))
         actions.append(td["action"])
         counters.agent_steps += 1
     assert all(a.abs().max() <= 1 and not torch.equal(a, actions[3]) for a in actions[:3])
-    assert [a.tolist() for a in actions[3:]] == [[0.25, 0.25]] * 2
+    assert not torch.equal(actions[0][0], actions[0][1])
+    assert [a.tolist() for a in actions[3:]] == [[[0.25, 0.25]] * 2] * 2
 
 
 def test_the_vlm_can_drive_the_warm_up_and_holds_its_answer() -> None:
@@ -113,17 +114,19 @@ def test_the_vlm_can_drive_the_warm_up_and_holds_its_answer() -> None:
 
     counters, driver = Counters(), Two()
     policy = ExplorationPolicy(
-        Constant(), 2, counters, warmup_agent_steps=6, warmup_actions="vlm", labeller=driver, hold_agent_steps=3
-    )
+        Constant(), 2, counters, warmup_agent_steps=12, warmup_actions="vlm", labeller=driver, hold_agent_steps=3,
+        envs=2,
+    )  # fmt: skip
     driven = []
     for t in range(6):
-        pixels = torch.full((9, 2, 2), 10 + t, dtype=torch.uint8)
-        driven.append(policy(TensorDict({"pixels": pixels}))["action"])
-        counters.agent_steps += 1
-    assert torch.equal(driven[0], torch.full((2,), 10 / 256))
-    assert torch.equal(driven[2], driven[0])  # held for three steps
-    assert not torch.equal(driven[3], torch.full((2,), 13 / 256))  # 13 is odd, unparsable: uniform instead
-    assert driver.calls == [1, 1]
+        pixels = torch.full((2, 9, 2, 2), 10 + t, dtype=torch.uint8)
+        pixels[1] += 10
+        driven.append(policy(TensorDict({"pixels": pixels}, [2]))["action"])
+        counters.agent_steps += 2
+    assert torch.equal(driven[0], torch.tensor([[10 / 256] * 2, [20 / 256] * 2]))
+    assert torch.equal(driven[2], driven[0])  # held for three steps of each
+    assert not torch.equal(driven[3][0], torch.full((2,), 13 / 256))  # 13 is odd, unparsable: uniform instead
+    assert driver.calls == [2, 2]
 
 
 def renewed(stale: str) -> tuple[FrameStackStorage, Echo, LabelQueue, int]:

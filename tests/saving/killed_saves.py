@@ -24,7 +24,7 @@ from tensordict import TensorDict
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
-from covr_lightning.saving.manifest import manifest_of
+from covr_lightning.saving.manifest import manifests_of, names_of
 from tests.data.episodes import Episodes, assert_same
 
 CAPACITY, STEP = 50, 3
@@ -47,7 +47,7 @@ class Run:
             CheckpointFiles(),
         )
         if self.path.is_file():
-            self.parts.restore(self.storage, manifest_of(load_checkpoint(self.path)))  # type: ignore[arg-type]
+            self.parts.restore(self.storage, manifests_of(load_checkpoint(self.path))[0])
 
     @property
     def written(self) -> int:
@@ -61,7 +61,7 @@ class Run:
         due = torch.arange(max(0, self.written - 20), max(0, self.written - 10))
         self.storage.write_column("label", due % CAPACITY, torch.full((len(due), 1), float(self.written)))
         weights = torch.full((300,), float(self.written))
-        state = {"replay": self.parts.save(self.storage)}
+        state = {"replays": [self.parts.save(self.storage)]}
         self.files.save_checkpoint({"state_dict": {"w": weights}, "ExperienceData": state}, self.path)
 
     def check(self) -> None:
@@ -173,7 +173,7 @@ def main(folder: Path) -> None:
         seen["random"] += 1
         seen["saved_between"] += (run.written - before) // STEP
     run.save()
-    named = {entry["name"] for entry in manifest_of(load_checkpoint(run.path))["parts"]}  # type: ignore[index]
+    named = names_of(manifests_of(load_checkpoint(run.path)))
     seen["left over"] = sorted({file.name for file in folder.rglob("*") if file.is_file()} - named - {"last.ckpt"})
     print(json.dumps(seen))
 

@@ -22,7 +22,7 @@ from covr_lightning.saving.lock import only_run_in
 
 def checkpoint(value: float = 1.0, manifest: dict[str, Any] | None = None) -> dict[str, Any]:
     weights = {"w": torch.full((4, 5), value), "n": torch.arange(3)}
-    state = {"counters": {"env_steps": 40}, **({"replay": manifest} if manifest else {})}
+    state = {"counters": {"env_steps": 40}, **({"replays": [manifest]} if manifest else {})}
     return {"state_dict": weights, "ExperienceData": state, "callbacks": {}}
 
 

@@ -122,7 +122,7 @@ def test_what_is_kept(covr: Callable[..., int], tmp_path: Path) -> None:
     named = {
         entry["name"]
         for path in folder.glob("*.ckpt")
-        for entry in torch.load(path, weights_only=True)["ExperienceData"]["replay"]["parts"]
+        for entry in torch.load(path, weights_only=True)["ExperienceData"]["replays"][0]["parts"]
     }
     assert {file.name for file in (tmp_path / "run" / "replay").iterdir()} == named
 
@@ -209,7 +209,7 @@ def test_damage_is_told_in_one_sentence(
     last.write_bytes(whole)
     # The last part of the replay is needed to train on, not to test.
     older_parts, parts = (
-        [entry["name"] for entry in torch.load(path, weights_only=True)["ExperienceData"]["replay"]["parts"]]
+        [entry["name"] for entry in torch.load(path, weights_only=True)["ExperienceData"]["replays"][0]["parts"]]
         for path in (older, last)
     )
     (newest,) = set(parts) - set(older_parts)

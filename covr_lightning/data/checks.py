@@ -1,0 +1,73 @@
+"""What the data module refuses before it goes wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from covr_lightning.envs.base import EnvSpec
+from covr_lightning.errors import ConfigError
+
+_AT_LEAST_ONE = (
+    "max_env_steps", "batch_size", "replay_capacity", "label_every_agent_steps", "label_batch_size",
+    "warmup_agent_steps", "eval_every_env_steps", "eval_episodes", "relabel_batch_size", "num_envs",
+)  # fmt: skip
+
+
+def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:
+    """Check the numbers that the data module is built with.
+
+    Args:
+        arguments: The module's arguments by name.
+        spec: The environment's shapes.
+
+    Raises:
+        ConfigError: One lies outside its range, or two contradict each other; the message names their YAML keys.
+    """
+    for name in _AT_LEAST_ONE:
+        if arguments[name] < 1:
+            raise ConfigError(f"data.{name} is {arguments[name]}; it must be at least 1.")
+    batch_size, warmup, capacity = (arguments[n] for n in ("batch_size", "warmup_agent_steps", "replay_capacity"))
+    if batch_size > warmup:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}, but the first update comes after data.warmup_agent_steps = "
+            f"{warmup} transitions; the batch can be 1 to {warmup}."
+        )
+    if batch_size > capacity:
+        raise ConfigError(f"data.batch_size is {batch_size}, but the replay holds data.replay_capacity = {capacity}.")
+    if warmup * spec.action_repeat >= arguments["max_env_steps"]:
+        raise ConfigError(
+            f"data.max_env_steps is {arguments['max_env_steps']}, but the warm-up alone takes {warmup} agent steps "
+            f"× {spec.action_repeat} environment steps (data.warmup_agent_steps); it must be above "
+            f"{warmup * spec.action_repeat}."
+        )
+    if arguments["warmup_actions"] not in ("random", "vlm"):
+        raise ConfigError(f"data.warmup_actions is {arguments['warmup_actions']!r}; it can be 'random' or 'vlm'.")
+    if arguments["updates_per_agent_step"] <= 0:
+        raise ConfigError(
+            f"data.updates_per_agent_step is {arguments['updates_per_agent_step']}; it must be above 0 (1: an update "
+            "per agent step, as in the paper)."
+        )
+
+
+def check_processes(batch_size: int, replay_capacity: int, envs: int, processes: int) -> None:
+    """Check that a run's numbers can be shared out over its processes.
+
+    Args:
+        batch_size: Of the whole run.
+        replay_capacity: Of the whole run.
+        envs: Environments of the whole run.
+        processes: Processes of the run.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    if batch_size % processes:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}, which {processes} processes (trainer.devices, trainer.num_nodes) "
+            f"cannot share evenly; it must be a multiple of {processes}."
+        )
+    if replay_capacity < max(processes * batch_size, envs):
+        raise ConfigError(
+            f"data.replay_capacity is {replay_capacity}, too few for {envs} environments and batches of {batch_size} "
+            f"in {processes} processes; it must be at least {max(processes * batch_size, envs)}."
+        )

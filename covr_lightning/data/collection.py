@@ -1,0 +1,129 @@
+"""Where the environments run, and what comes of them: transitions, in the order of time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from tensordict import TensorDictBase
+from torchrl.collectors import Collector
+
+from covr_lightning.data.exploration import ExplorationPolicy
+from covr_lightning.envs.base import EnvFactory
+from covr_lightning.envs.batch import EnvBatch
+from covr_lightning.envs.process import EnvProcess, EnvProcesses
+
+#: Keys of a transition that go into the replay; what else a collector adds is left out.
+TRANSITION_KEYS = ("env", "pixels", "action", ("next", "pixels"), ("next", "reward"), ("next", "done"))
+TRANSITION_KEYS += (("next", "terminated"), ("next", "truncated"))  # type: ignore[assignment]
+
+
+class Collection(ABC):
+    """Runs the environments of one process with the agent's policy.
+
+    Attributes:
+        resumes_exactly: Whether a run that is stopped and resumed ends as one that was not.
+        steps_at_once: Agent steps of each environment in an item of :meth:`batches`.
+    """
+
+    resumes_exactly = True
+    steps_at_once = 1
+
+    @abstractmethod
+    def open(self, factory: EnvFactory, policy: ExplorationPolicy, numbers: range, seed: int) -> None:
+        """Build the environments.
+
+        Args:
+            factory: Makes an environment.
+            policy: Chooses actions.
+            numbers: Numbers of the environments among all of the run; their seeds are `seed` + number.
+            seed: The run's seed.
+        """
+
+    @abstractmethod
+    def batches(self) -> Iterator[TensorDictBase]:
+        """Begin to collect; each item is `steps_at_once` agent steps of every environment, flat (M,), endlessly.
+
+        Each environment's transitions are in order. An item may be overwritten by the next one.
+        """
+
+    @abstractmethod
+    def state(self) -> list[dict[str, Any]]:
+        """The running episode of each environment."""
+
+    @abstractmethod
+    def restore(self, state: list[dict[str, Any]]) -> list[bool]:
+        """Continue episodes, before collecting begins; for each environment, whether that could be done."""
+
+    @property
+    @abstractmethod
+    def lost_episodes(self) -> int:
+        """Episodes that were cut because a simulator or its process died or hung."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environments."""
+
+
+class OneCollector(Collection):
+    """One TorchRL collector in the trainer's process steps all environments together, an agent step of each at a time.
+
+    Args:
+        env_processes: Let every environment live in a process of its own, supervised; by default they live in the
+            trainer's. In either case the policy acts for all of them at once.
+    """
+
+    def __init__(self, env_processes: EnvProcesses | None = None) -> None:
+        self.env_processes = env_processes
+        self._envs: EnvBatch | None = None
+        self._collector: Collector | None = None
+
+    def open(self, factory: EnvFactory, policy: ExplorationPolicy, numbers: range, seed: int) -> None:
+        """Build the environments."""
+        if self.env_processes is None:
+            envs = [factory.make(seed + number) for number in numbers]
+        else:
+            envs = [EnvProcess(factory, seed + number, number, self.env_processes) for number in numbers]
+        self._envs = EnvBatch(envs, first=numbers.start)
+        self._policy = policy
+
+    def batches(self) -> Iterator[TensorDictBase]:
+        """One agent step of every environment per item, (N,)."""
+        assert self._envs is not None, "open comes first"
+        noise = self._policy.noise_state()
+        self._collector = Collector(
+            self._envs,
+            self._policy,
+            frames_per_batch=len(self._envs.envs),
+            total_frames=-1,
+            trust_policy=True,
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+        )
+        self._policy.set_noise_state(noise)  # it asks the policy once, to see what it gives
+        return (collected.reshape(-1).select(*TRANSITION_KEYS) for collected in self._collector)
+
+    def state(self) -> list[dict[str, Any]]:
+        """The running episode of each environment."""
+        assert self._envs is not None, "open comes first"
+        return self._envs.episode_states()
+
+    def restore(self, state: list[dict[str, Any]]) -> list[bool]:
+        """Play the episodes again."""
+        assert self._envs is not None, "open comes first"
+        return self._envs.restore_episodes(state)
+
+    @property
+    def lost_episodes(self) -> int:
+        """Of all environments."""
+        return self._envs.lost_episodes if self._envs is not None else 0
+
+    def close(self) -> None:
+        """Close the environments, once."""
+        envs, self._envs = self._envs, None
+        if self._collector is not None:
+            self._collector.shutdown()
+            self._collector = None
+        elif envs is not None:
+            envs.close()

@@ -1,0 +1,165 @@
+"""What the processes of one run tell each other; every function here is trivial in a run of one process.
+
+All of them have to call a function, in the same order. Values go over a group of their own (gloo), whose waits may take
+as long as a fine-tune round does; gradients over that of the devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import Tensor
+
+from covr_lightning.errors import ConfigError, RunFailed
+
+T = TypeVar("T")
+
+#: How long a process waits for another one: a round in a launch of its own may take hours.
+LONGEST_WAIT = timedelta(days=7)
+
+_values: tuple[Any, Any] = (None, None)  # the group, and the world it was made in
+
+
+def count() -> int:
+    """Processes W of this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def number() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _group() -> Any:
+    global _values
+    if _values[1] is not dist.group.WORLD:
+        _values = dist.new_group(backend="gloo", timeout=LONGEST_WAIT), dist.group.WORLD
+    return _values[0]
+
+
+@contextmanager
+def _waiting_for_others() -> Iterator[None]:
+    """Say in one sentence that another process is gone; it has said itself why."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OtherProcessFailed(f"Another process of this run is gone ({str(error).splitlines()[0]})") from error
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of their numbers, on every process."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    with _waiting_for_others():
+        dist.all_gather_object(values, value, group=_group())
+    return values
+
+
+def gather_on_first(value: T) -> list[T] | None:
+    """Every process's value on the first process; None on the others."""
+    if count() == 1:
+        return [value]
+    values: list[Any] | None = [None] * count() if number() == 0 else None
+    with _waiting_for_others():
+        dist.gather_object(value, values, dst=0, group=_group())
+    return values
+
+
+def from_first(value: T) -> T:
+    """The first process's value."""
+    if count() == 1:
+        return value
+    values: list[Any] = [value]
+    with _waiting_for_others():
+        dist.broadcast_object_list(values, src=0, group=_group())
+    return values[0]
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values."""
+    if count() == 1:
+        return value
+    tensor = torch.tensor(value)
+    with _waiting_for_others():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_group())
+    return int(tensor)
+
+
+class OtherProcessFailed(RunFailed):
+    """Another process of this run failed, and says why itself."""
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """What fails inside in one process fails in all, so that none waits for another one forever.
+
+    Raises:
+        OtherProcessFailed: It failed in another process.
+    """
+    if count() == 1:
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as failure:
+        error = failure
+    if largest(int(error is not None)):
+        raise error or OtherProcessFailed("Another process of this run failed")
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the processes, in one message."""
+    if count() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    with _waiting_for_others():
+        dist.all_reduce(flat)
+    flat /= count()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def check_agent_strategy(strategy: Strategy) -> None:
+    """Refuse strategies in which an agent does not train.
+
+    Args:
+        strategy: What a Trainer of several processes has made of ``trainer.strategy``.
+
+    Raises:
+        ConfigError: It is not Lightning's DDP in processes that run the command anew.
+    """
+    if type(strategy) is not DDPStrategy or isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigError(
+            f"trainer.strategy is {type(strategy).__name__}; an agent trains in several processes with auto or ddp "
+            "(its VLM can be fine-tuned in other ways, docs/several_gpus.md)."
+        )
+
+
+class AgentDDP(DDPStrategy):
+    """Data-parallel training of an agent, whose update makes several backward passes through parts of its networks.
+
+    PyTorch's DDP wrapper reduces once per forward pass and waits for parameters that such a pass leaves alone. Here the
+    module itself averages the gradients that each optimizer is about to use (:func:`average_gradients`); the first
+    process's weights are every process's first.
+    """
+
+    def configure_ddp(self) -> None:
+        """Start from the first process's weights; there is no wrapper."""
+        assert self.model is not None, "connected before"
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            dist.broadcast(tensor.data, src=0)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint in the first process; if that fails, it fails in all, before they wait for it."""
+        with failing_together():
+            super().save_checkpoint(checkpoint, filepath, storage_options)

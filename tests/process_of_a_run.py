@@ -1,0 +1,73 @@
+"""One of several processes of a run: `covr`, and afterwards what this process holds as a file.
+
+process_of_a_run.py OUT [signal at ENV_STEPS] -- ARGUMENTS OF COVR, with torchrun's environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from covr_lightning import processes
+from covr_lightning.agent import SACModule
+from covr_lightning.cli import main
+from covr_lightning.data import ExperienceData
+
+played: list[int] = []
+
+
+def watch_evaluations() -> None:
+    original = SACModule.validation_step
+
+    def step(module: SACModule, seed: int, batch_idx: int = 0) -> object:
+        if seed >= 0:
+            played.append(int(seed))
+        return original(module, seed, batch_idx)
+
+    SACModule.validation_step = step  # type: ignore[method-assign, assignment]
+
+
+def write_at_the_end(folder: Path) -> None:
+    def on_train_end(module: SACModule) -> None:
+        data: ExperienceData = module.trainer.datamodule  # type: ignore[attr-defined]
+        rows = data.storage.get(range(len(data.storage)))
+        held = {
+            "weights": dict(module.state_dict()),
+            "counters": data.counters.state_dict(),
+            "envs": sorted(set(rows["env"].tolist())),
+            "actions": rows["action"],
+            "pixels": rows["pixels"],
+            "next_pixels": rows["next", "pixels"],
+            "done": rows["next", "done"],
+            "played": played,
+            "global_step": module.trainer.global_step,
+        }
+        torch.save(held, folder / f"process_{processes.number()}.pt")
+
+    SACModule.on_train_end = on_train_end  # type: ignore[method-assign, assignment]
+
+
+def stop_at(env_steps: int) -> None:
+    """Send a signal to this process alone, and to no other of the run."""
+    original = ExperienceData._store
+
+    def store(data: ExperienceData, *args: object) -> int:
+        if data.counters.env_steps == env_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(data, *args)  # type: ignore[arg-type]
+
+    ExperienceData._store = store  # type: ignore[method-assign, assignment]
+
+
+if __name__ == "__main__":
+    dashes = sys.argv.index("--")
+    own, arguments = sys.argv[1:dashes], sys.argv[dashes + 1 :]
+    watch_evaluations()
+    write_at_the_end(Path(own[0]))
+    if len(own) > 1 and os.environ["RANK"] == "1":
+        stop_at(int(own[1]))
+    sys.exit(main(arguments))

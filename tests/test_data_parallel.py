@@ -1,0 +1,151 @@
+"""An agent that trains in two processes (gloo, CPU)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.short_runs import fit_arguments
+
+Held = dict[str, Any]
+
+SETTINGS = ("--data.eval_episodes", "3")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run(folder: Path, vlm: Path, count: int, *more: str, stop: int | None = None, status: int = 0) -> list[Held]:
+    """Train in `count` processes, as torchrun starts them; what each of them holds in the end."""
+    port, started = str(free_port()), []
+    arguments = fit_arguments(folder, vlm, *SETTINGS, "--trainer.devices", str(count), *more)
+    out = folder / "held"
+    out.mkdir(exist_ok=True)
+    for rank in range(count):
+        env = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
+            "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(count),
+        }  # fmt: skip
+        command = [sys.executable, "-m", "tests.process_of_a_run", str(out), *([] if stop is None else [str(stop)])]
+        started.append(
+            subprocess.Popen(
+                [*command, "--", *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    said = [process.communicate(timeout=400)[0] for process in started]
+    assert [process.returncode for process in started] == [status] * count, "\n".join(said)
+    if status:
+        return []
+    return [torch.load(out / f"process_{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, untrained_vlm: Path) -> list[Held]:
+    return run(folder, untrained_vlm, 2)
+
+
+def test_processes_act_on_environments_of_their_own_and_hold_the_same_agent(two: list[Held]) -> None:
+    first, second = two
+    assert (first["envs"], second["envs"]) == ([0], [1])
+    assert not torch.equal(first["actions"], second["actions"])
+    assert first["weights"].keys() == second["weights"].keys()
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
+    # 150 agent steps of both environments together, 40 environment steps each; an update per agent step from the 20th
+    # on.
+    for held in two:
+        assert {n: held["counters"][n] for n in ("env_steps", "agent_steps", "grad_steps", "rounds")} == {
+            "env_steps": 6000, "agent_steps": 150, "grad_steps": 131, "rounds": 2,
+        }  # fmt: skip
+        assert held["global_step"] == 131
+        assert len(held["actions"]) == 75
+
+
+def test_an_evaluation_runs_once(two: list[Held], folder: Path) -> None:
+    seeds = [10_000, 10_001, 10_002]
+    evaluations = [sorted([*two[0]["played"][2 * i : 2 * i + 2], *two[1]["played"][i : i + 1]]) for i in range(3)]
+    assert evaluations == [seeds] * 3
+    with (folder / "run" / "curve.csv").open() as file:
+        curve = list(csv.DictReader(file))
+    assert [int(row["env_steps"]) for row in curve] == [80, 3040, 6000]
+    with (folder / "run" / "logs" / "csv" / "metrics.csv").open() as file:
+        episodes = [row["eval/episodes"] for row in csv.DictReader(file) if row["eval/episodes"]]
+    assert [float(n) for n in episodes] == [3.0] * 3
+
+
+def test_a_round_takes_the_rows_of_all_processes(two: list[Held], folder: Path) -> None:
+    # At 1200 environment steps each of the two environments has taken 15 agent steps, and no episode of 25 has ended;
+    # at 3600 one of each has.
+    reports = [json.loads((folder / "run" / "rounds" / f"round_{n:03d}.json").read_text()) for n in (1, 2)]
+    assert [report["env_steps"] for report in reports] == [1200, 3600]
+    assert [report["rows"] for report in reports] == [0, 50]
+    assert reports[1]["kept"] == 50
+    assert reports[1]["losses"]
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["labels_asked"] >= 20
+    assert (folder / "run" / "rounds" / "round_002_adapter").is_dir()
+
+
+def assert_same(a: Any, b: Any, at: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), at
+        for key in a:
+            assert_same(a[key], b[key], f"{at}/{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), at
+    else:
+        assert a == b, at
+
+
+def test_one_process_is_told_to_stop_and_all_resume_exactly(
+    two: list[Held], untrained_vlm: Path, tmp_path: Path
+) -> None:
+    run(tmp_path, untrained_vlm, 2, stop=3200, status=143)
+    resumed = run(tmp_path, untrained_vlm, 2, "--ckpt_path", "last")
+    for mine, theirs in zip(resumed, two, strict=True):
+        mine.pop("played"), theirs.pop("played")
+        assert_same(mine, theirs)
+
+
+@pytest.mark.parametrize(("before", "after", "envs"), [(2, 1, 1), (1, 2, 1), (1, 1, 3)])
+def test_other_processes_or_environments_go_on(
+    before: int, after: int, envs: int, untrained_vlm: Path, tmp_path: Path
+) -> None:
+    first = run(tmp_path, untrained_vlm, before, "--data.max_env_steps", "4000")
+    more = ("--ckpt_path", "last", "--data.num_envs", str(envs))
+    second = run(tmp_path, untrained_vlm, after, *more)
+    steps = 40 * after * envs
+    assert second[0]["counters"]["env_steps"] == 4000 + -(-2000 // steps) * steps
+    assert second[0]["counters"]["grad_steps"] - first[0]["counters"]["grad_steps"] == -(-2000 // steps) * steps // 40
+
+    def contents(held: list[Held], rows: list[int]) -> list[tuple[bytes, ...]]:
+        columns = ("pixels", "next_pixels", "actions")
+        return sorted(
+            tuple(h[c][i].numpy().tobytes() for c in columns) for h, n in zip(held, rows, strict=True) for i in range(n)
+        )
+
+    # Every transition is there once, with its stacks, and what follows comes after it.
+    dealt = [len(held["actions"]) - (second[0]["counters"]["env_steps"] - 4000) // 40 // after for held in second]
+    assert sum(dealt) == 100
+    assert max(dealt) - min(dealt) <= 25
+    assert contents(second, dealt) == contents(first, [100 // before] * before)
+    # An episode that was open then has been cut: each environment's last row before ends one.
+    assert all(bool(held["done"][n - 1]) for held, n in zip(second, dealt, strict=True))
