@@ -13,6 +13,7 @@ from pathlib import Path
 
 from covr_lightning.config_files import resolve_arguments
 from covr_lightning.errors import ConfigError, RunFailed
+from covr_lightning.secrets import MaskSecrets, masked
 from covr_lightning.stopping import RunStopped
 
 USAGE = """usage: covr COMMAND ...
@@ -45,13 +46,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"covr: stopped by {name}; to go on, run the same command with --ckpt_path last.", file=sys.stderr)
         return stopped.exit_status
     except RunFailed as error:
-        print(f"covr: {error}. What was saved before stays; --ckpt_path last goes on from there.", file=sys.stderr)
+        print(
+            f"covr: {masked(str(error))}. What was saved before stays; --ckpt_path last goes on from there.",
+            file=sys.stderr,
+        )
         return 3
     except Exception as error:
         cause = _config_error(error)
         if cause is None:
             raise
-        print(f"covr: {cause}", file=sys.stderr)
+        print(f"covr: {masked(str(cause))}", file=sys.stderr)
         return 2
 
 
@@ -187,6 +191,7 @@ def _log_to_stderr() -> None:
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(MaskSecrets())
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -36,6 +36,7 @@ from covr_lightning.processes import AgentDDP, check_agent_strategy
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
 from covr_lightning.saving.lock import only_run_in
+from covr_lightning.secrets import masked
 from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
@@ -155,7 +156,8 @@ def _write_config(parser: LightningArgumentParser, config: Any, path: Path) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     config = config.clone()
     config.base = None  # what it builds on is in it now
-    parser.save(config, str(path), skip_none=False, overwrite=True, multifile=False)
+    text = parser.dump(config, skip_none=False)
+    path.write_text(masked(text), encoding="utf-8")
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:

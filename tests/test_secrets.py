@@ -1,0 +1,58 @@
+"""What is printed or written holds no keys or passwords."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from covr_lightning.cli import main
+from covr_lightning.secrets import MaskSecrets, masked
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("GET http://me:geheim@box:8000/v1 failed", "GET http://…@box:8000/v1 failed"),
+        ("https://tok3n@host/path", "https://…@host/path"),
+        ("https://host/file?token=abc123&part=2", "https://host/file?token=…&part=2"),
+        ("https://host/?X-Amz-Signature=00ff&Expires=9", "https://host/?X-Amz-Signature=…&Expires=9"),
+        ("api_key: abc, timeout: 3", "api_key: …, timeout: 3"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer …"),
+        ("HF_TOKEN=hf_abcdefghijklmnop1234", "HF_TOKEN=…"),
+        ("hf_abcdefghijklmnop1234 is not valid", "… is not valid"),
+        ("WANDB_API_KEY=0123", "WANDB_API_KEY=…"),
+    ],
+)
+def test_secrets_are_masked(text: str, safe: str) -> None:
+    assert masked(text) == safe
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:8000/v1 refuses to list its models",
+        "only label tokens count: N_v = 12",
+        "api_key_variable: VLLM_KEY",
+        "token: null",
+        "vlm.path: Qwen/Qwen2.5-VL-3B-Instruct",
+        "user@host and a@b",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert masked(text) == text
+
+
+def test_a_log_record_is_masked_with_its_arguments() -> None:
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "cannot reach %s (%d)", ("http://a:b@c", 3), None)
+    assert MaskSecrets().filter(record)
+    assert record.getMessage() == "cannot reach http://…@c (3)"
+
+
+def test_an_error_on_the_command_line_is_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["fit", "--config", "quickstart.yaml", "--runs_dir", str(tmp_path), "--vlm.path", "http://a:b@c/vlm"])
+    assert status == 2
+    said = capsys.readouterr()
+    assert "://…@c" in said.err
+    assert "a:b" not in said.out + said.err + "".join(p.read_text() for p in tmp_path.rglob("*.yaml"))
