@@ -3,6 +3,7 @@
 from covr_lightning.agent.augmentations import (
     Augmentation,
     NoAugmentation,
+    RandomConvolution,
     RandomCrop,
     RandomShift,
     RandomTranslate,
@@ -11,7 +12,7 @@ from covr_lightning.agent.deepmdp import DeepMDP
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.agent.views import BatchViews, OneView, Views
+from covr_lightning.agent.views import BatchViews, DrQViews, OneView, SVEAViews, Views
 
 __all__ = [
     "AnnealedPrior",
@@ -20,14 +21,17 @@ __all__ = [
     "ConstantPrior",
     "DeepMDP",
     "DelayedPrior",
+    "DrQViews",
     "NoAugmentation",
     "NoPrior",
     "Objective",
     "OneView",
     "Prior",
+    "RandomConvolution",
     "RandomCrop",
     "RandomShift",
     "RandomTranslate",
     "SACModule",
+    "SVEAViews",
     "Views",
 ]

@@ -11,38 +11,13 @@ from tensordict import TensorDict
 
 from covr_lightning.agent import DeepMDP, RandomCrop, SACModule
 from covr_lightning.agent.networks import ConvTrunk
-from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
-
-SPEC = EnvSpec("cartpole-swingup", 20, 20, 3, 2, 8, 1000)
-
-
-def batch(n: int = 6, seed: int = 0) -> TensorDict:
-    g = torch.Generator().manual_seed(seed)
-    return TensorDict(
-        {
-            "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-            "action": torch.rand(n, 2, generator=g) * 2 - 1,
-            "a_v": torch.zeros(n, 2),
-            "a_v_valid": torch.zeros(n, 1, dtype=torch.bool),
-            "next": {
-                "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-                "reward": torch.rand(n, 1, generator=g),
-                "terminated": torch.zeros(n, 1, dtype=torch.bool),
-            },
-        },
-        [n],
-    )
+from tests.agent import small_agents
+from tests.agent.small_agents import batch
 
 
 def agent(*objectives: DeepMDP, **settings) -> SACModule:
-    torch.manual_seed(0)
-    shape = {"hidden": 16, "filters": 4, "strides": (2, 1), "latent": 8}
-    module = SACModule(SPEC, objectives=objectives, **{**shape, **settings})
-    optimizers = module.configure_optimizers()
-    module.optimizers = lambda *a, **k: optimizers  # type: ignore[method-assign]
-    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    return module
+    return small_agents.agent(objectives=objectives, **settings)
 
 
 def loss(objective: DeepMDP, module: SACModule, b: TensorDict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

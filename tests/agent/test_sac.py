@@ -19,50 +19,12 @@ from covr_lightning.agent import (
     RandomCrop,
     RandomShift,
     RandomTranslate,
-    SACModule,
 )
 from covr_lightning.agent.networks import GaussianActor
 from covr_lightning.agent.priors import imitation_error
 from covr_lightning.counters import Counters
-from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
-
-SPEC = EnvSpec("cartpole-swingup", 20, 20, 3, 2, 8, 1000)
-
-
-def batch(n: int = 8, seed: int = 0, labelled: float = 0.5) -> TensorDict:
-    g = torch.Generator().manual_seed(seed)
-    return TensorDict(
-        {
-            "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-            "action": torch.rand(n, 2, generator=g) * 2 - 1,
-            "a_v": torch.rand(n, 2, generator=g) * 2 - 1,
-            "a_v_valid": torch.rand(n, 1, generator=g) < labelled,
-            "next": {
-                "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-                "reward": torch.rand(n, 1, generator=g),
-                "terminated": torch.rand(n, 1, generator=g) < 0.3,
-            },
-        },
-        [n],
-    )
-
-
-def agent(**settings) -> SACModule:
-    torch.manual_seed(0)
-    module = SACModule(SPEC, **{"hidden": 16, "filters": 4, "strides": (2, 1), "latent": 8, **settings})
-    optimizers = module.configure_optimizers()
-    module.optimizers = lambda *a, **k: optimizers  # type: ignore[method-assign]
-    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    return module
-
-
-def parameters(module: SACModule) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "") -> bool:
-    return all(torch.equal(a[k], b[k]) for k in a if k.startswith(prefix))
+from tests.agent.small_agents import agent, batch, parameters, same
 
 
 def test_lambda_0_gives_the_base_agent_bit_for_bit_after_50_updates() -> None:
