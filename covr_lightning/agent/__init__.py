@@ -8,6 +8,7 @@ from covr_lightning.agent.augmentations import (
     RandomShift,
     RandomTranslate,
 )
+from covr_lightning.agent.curl import CURL
 from covr_lightning.agent.deepmdp import DeepMDP
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
@@ -15,6 +16,7 @@ from covr_lightning.agent.sac import SACModule
 from covr_lightning.agent.views import BatchViews, DrQViews, OneView, SVEAViews, Views
 
 __all__ = [
+    "CURL",
     "AnnealedPrior",
     "Augmentation",
     "BatchViews",
