@@ -10,6 +10,7 @@ from covr_lightning.agent.augmentations import (
 )
 from covr_lightning.agent.curl import CURL
 from covr_lightning.agent.deepmdp import DeepMDP
+from covr_lightning.agent.encoders import ConvTrunk, Encoder, Flare
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
 from covr_lightning.agent.sac import SACModule
@@ -21,9 +22,12 @@ __all__ = [
     "Augmentation",
     "BatchViews",
     "ConstantPrior",
+    "ConvTrunk",
     "DeepMDP",
     "DelayedPrior",
     "DrQViews",
+    "Encoder",
+    "Flare",
     "NoAugmentation",
     "NoPrior",
     "Objective",

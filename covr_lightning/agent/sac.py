@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -24,8 +23,9 @@ from torch.optim import Adam, Optimizer
 
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
 from covr_lightning.agent.checks import check_checkpoint, check_sizes
+from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
-from covr_lightning.agent.networks import ConvTrunk, GaussianActor, Projection, TwinQ
+from covr_lightning.agent.networks import GaussianActor, Projection, TwinQ, frozen, soft_update
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
 from covr_lightning.agent.views import OneView, Views
@@ -45,6 +45,7 @@ class SACModule(L.LightningModule):
         spec: The environment's shapes; filled in from `data` by the command line.
         augmentation: Random change of images, and what acting sees instead.
         views: Which augmented views feed critics, target and actor.
+        encoder: What turns stacked frames into features.
         objectives: Auxiliary losses on the encoder.
         prior: The pull towards the VLM's actions (Eq. 4).
         filters: Filters of each convolution.
@@ -72,6 +73,7 @@ class SACModule(L.LightningModule):
         spec: EnvSpec | None = None,
         augmentation: Augmentation | None = None,
         views: Views | None = None,
+        encoder: Encoder | None = None,
         objectives: Sequence[Objective] = (),
         prior: Prior | None = None,
         filters: int = 32,
@@ -120,7 +122,8 @@ class SACModule(L.LightningModule):
         self._generator_state: Tensor | None = None
 
         size = self.augmentation.output_size((spec.frame_height, spec.frame_width))
-        self.trunk = ConvTrunk(spec.channels, size, filters, strides)
+        self.trunk = encoder or ConvTrunk()
+        self.trunk.build(spec.channels, size, filters, strides)
         self.critic_projection = Projection(self.trunk.features, latent, tanh)
         self.critic = TwinQ(latent, spec.action_dim, hidden)
         self.actor_projection = Projection(self.trunk.features, latent, tanh)
@@ -380,19 +383,3 @@ class SACModule(L.LightningModule):
         steps = "epoch_loop.manual_optimization.optim_step_progress"
         fresh[steps] = loops["fit_loop"][steps]
         loops["fit_loop"] = fresh
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Take no gradients for a module's parameters, but let them pass through it."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
-
-
-@torch.no_grad()
-def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """Move a target network towards its source: θ̄ ← (1 − τ) θ̄ + τ θ."""
-    torch._foreach_lerp_([*target.parameters()], [*source.parameters()], tau)

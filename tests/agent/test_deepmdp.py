@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDict
 
 from covr_lightning.agent import DeepMDP, RandomCrop, SACModule
-from covr_lightning.agent.networks import ConvTrunk
 from covr_lightning.errors import ConfigError
 from tests.agent import small_agents
 from tests.agent.small_agents import batch
@@ -138,13 +137,6 @@ def test_sigma_stays_within_its_bounds() -> None:
         objective.transition.sigma.bias.copy_(torch.tensor([-1e4, 1e4] * 4))
     _, sigma = objective.transition(torch.zeros(1, 10))
     torch.testing.assert_close(sigma[0, :2], torch.tensor([1e-4, 10.0]))
-
-
-def test_stride_2_in_every_layer_takes_the_papers_driving_frames() -> None:
-    # 128 → 63 → 31 → 15 → 7: 7² · 32.
-    trunk = ConvTrunk(9, (128, 128), 32, (2, 2, 2, 2))
-    assert trunk.features == 7 * 7 * 32
-    assert trunk(torch.zeros(1, 9, 128, 128, dtype=torch.uint8)).shape == (1, 1568)
 
 
 def test_wrong_width() -> None:
