@@ -1,5 +1,6 @@
 """The agent: soft actor-critic from pixels and the parts that methods are made of."""
 
+from covr_lightning.agent.actors import GaussianActor, ResidualActor
 from covr_lightning.agent.augmentations import (
     Augmentation,
     NoAugmentation,
@@ -10,7 +11,7 @@ from covr_lightning.agent.augmentations import (
 )
 from covr_lightning.agent.curl import CURL
 from covr_lightning.agent.deepmdp import DeepMDP
-from covr_lightning.agent.encoders import ConvTrunk, Encoder, Flare
+from covr_lightning.agent.encoders import ConvTrunk, Encoder, Flare, ResActEncoder
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
 from covr_lightning.agent.sac import SACModule
@@ -28,6 +29,7 @@ __all__ = [
     "DrQViews",
     "Encoder",
     "Flare",
+    "GaussianActor",
     "NoAugmentation",
     "NoPrior",
     "Objective",
@@ -37,6 +39,8 @@ __all__ = [
     "RandomCrop",
     "RandomShift",
     "RandomTranslate",
+    "ResActEncoder",
+    "ResidualActor",
     "SACModule",
     "SVEAViews",
     "Views",

@@ -105,6 +105,28 @@ class Flare(Encoder):
         return torch.cat([now, now - before], dim=1).flatten(1)
 
 
+class ResActEncoder(Encoder):
+    """What is seen now less what was seen one step before, each through convolutions of its own (Liu et al., 2025).
+
+    h = conv(s) − conv₋(s₋), of two :class:`ConvTrunk` (ResAct, ``encoder.py``). Of the k stacked frames s are the
+    newest k − 1 and s₋ the oldest k − 1; the authors stack three, so k is 4 (``data.env.frame_stack``). One draw of the
+    augmentation covers both. At an episode's first step s₋ is its first frame throughout, where the authors' code has
+    black images; from the second step on there is no difference.
+    """
+
+    def build(self, channels: int, image_size: tuple[int, int], filters: int, strides: Sequence[int]) -> None:
+        """Create both convolution trunks."""
+        _frames(channels, 2, "ResActEncoder")
+        self.now, self.before = ConvTrunk(), ConvTrunk()
+        for trunk in (self.now, self.before):
+            trunk.build(channels - 3, image_size, filters, strides)
+        self.features = self.now.features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The features (B, `features`) of images (B, 3·k, H, W) uint8."""
+        return self.now(images[:, 3:]) - self.before(images[:, :-3])
+
+
 def _frames(channels: int, least: int, name: str) -> int:
     """Number of stacked frames, if there are enough."""
     if channels // 3 < least:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -31,49 +29,6 @@ class Projection(nn.Module):
         """Map feature maps (B, `features`) to z (B, D)."""
         z = self.norm(self.linear(h))
         return torch.tanh(z) if self.tanh else z
-
-
-class GaussianActor(nn.Module):
-    """Squashed Gaussian policy π(a | z).
-
-    Args:
-        latent: Size of z.
-        action_dim: A.
-        hidden: Width of the two hidden layers.
-        log_std_bounds: Bounds that log σ is squashed into by a tanh.
-    """
-
-    def __init__(
-        self, latent: int, action_dim: int, hidden: int = 1024, log_std_bounds: tuple[float, float] = (-10.0, 2.0)
-    ) -> None:
-        super().__init__()
-        self.mlp = mlp(latent, hidden, 2 * action_dim)
-        self.log_std_bounds = log_std_bounds
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of the Gaussian before the tanh, each (B, A)."""
-        mu, log_std = self.mlp(z).chunk(2, dim=-1)
-        low, high = self.log_std_bounds
-        return mu, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1)
-
-    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw actions, differentiably.
-
-        log π(a) = Σ_i [log N(u_i; μ_i, σ_i) − log(relu(1 − a_i²) + 1e-6)] with a = tanh(u), as in SAC-AE and RAD.
-
-        Args:
-            z: (B, D).
-            generator: Source of the noise.
-
-        Returns:
-            The action (B, A), its log π (B, 1), and tanh μ (B, A).
-        """
-        mu, log_std = self(z)
-        noise = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
-        action = torch.tanh(mu + log_std.exp() * noise)
-        log_gaussian = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1, keepdim=True)
-        log_pi = log_gaussian - torch.log(F.relu(1 - action.square()) + 1e-6).sum(-1, keepdim=True)
-        return action, log_pi, torch.tanh(mu)
 
 
 class TwinQ(nn.Module):

@@ -26,6 +26,7 @@ def batch(n: int = 8, seed: int = 0, labelled: float = 0.5, spec: EnvSpec = SPEC
                 "reward": torch.rand(n, 1, generator=g),
                 "terminated": torch.rand(n, 1, generator=g) < 0.3,
             },
+            "previous_action": torch.rand(n, spec.action_dim, generator=g) * 2 - 1,
         },
         [n],
     )

@@ -88,7 +88,7 @@ def test_flare_without_differences_is_the_per_frame_encoder() -> None:
             module.training_step(batch(seed=update))
     one, other = map(parameters, agents)
     for name in one:  # gradients of the shared weights are summed in another order
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6)
 
 
 def test_an_agent_with_flare_learns_and_acts() -> None:

@@ -14,13 +14,13 @@ from covr_lightning.agent import (
     AnnealedPrior,
     ConstantPrior,
     DelayedPrior,
+    GaussianActor,
     NoPrior,
     Objective,
     RandomCrop,
     RandomShift,
     RandomTranslate,
 )
-from covr_lightning.agent.networks import GaussianActor
 from covr_lightning.agent.priors import imitation_error
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
@@ -48,7 +48,7 @@ def test_critic_target_by_hand() -> None:
     module, b = agent(), batch()
     generator_state = module.generator.get_state()
     alpha = module.log_alpha.exp()
-    y = module._target(b["next", "pixels"], b["next", "reward"], (~b["next", "terminated"]).float(), alpha)
+    y = module._target(b["next", "pixels"], b["action"], b["next", "reward"], (~b["next", "terminated"]).float(), alpha)
     module.generator.set_state(generator_state)
     h = module.trunk(b["next", "pixels"])
     a, log_pi, _ = module.actor.sample(module.actor_projection(h), module.generator)
@@ -101,7 +101,8 @@ def test_targets_move_by_their_own_rates() -> None:
 
 
 def test_log_pi_by_hand() -> None:
-    actor = GaussianActor(4, 2, 8)
+    actor = GaussianActor()
+    actor.build(4, 2, 8)
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
     a, log_pi, mean = actor.sample(z, torch.Generator().manual_seed(2))
     mu, log_std = actor(z)
