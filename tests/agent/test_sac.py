@@ -13,13 +13,16 @@ from tensordict import TensorDict
 from covr_lightning.agent import (
     AnnealedPrior,
     ConstantPrior,
+    DeepMDP,
     DelayedPrior,
     GaussianActor,
     NoPrior,
     Objective,
+    Prior,
     RandomCrop,
     RandomShift,
     RandomTranslate,
+    SACModule,
 )
 from covr_lightning.agent.priors import imitation_error
 from covr_lightning.counters import Counters
@@ -27,21 +30,25 @@ from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import agent, batch, parameters, same
 
 
-def test_lambda_0_gives_the_base_agent_bit_for_bit_after_50_updates() -> None:
-    base = agent(augmentation=RandomCrop(16), prior=NoPrior())
+@pytest.mark.parametrize("base", ["SAC", "DeepMDP", "RAD"])
+def test_lambda_0_gives_the_base_agent_bit_for_bit_after_50_updates(base: str) -> None:
+    def on_base(prior: Prior) -> SACModule:
+        parts = {"SAC": {}, "DeepMDP": {"objectives": [DeepMDP()]}, "RAD": {"augmentation": RandomTranslate(24)}}
+        return agent(**parts[base], prior=prior)
+
+    plain, guided = on_base(NoPrior()), on_base(ConstantPrior(lam=1.0))
     others = [
-        agent(augmentation=RandomCrop(16), prior=ConstantPrior(lam=0.0)),
-        agent(augmentation=RandomCrop(16), prior=DelayedPrior(lam=0.0, after_rounds=0)),
-        agent(augmentation=RandomCrop(16), prior=DelayedPrior(lam=3.0, after_rounds=1)),  # not started yet
+        on_base(ConstantPrior(lam=0.0)),
+        on_base(DelayedPrior(lam=0.0, after_rounds=0)),
+        on_base(DelayedPrior(lam=3.0, after_rounds=1)),  # not started yet
     ]
-    guided = agent(augmentation=RandomCrop(16), prior=ConstantPrior(lam=1.0))
     for update in range(50):
         b = batch(seed=update)
-        for module in (base, *others, guided):
+        for module in (plain, *others, guided):
             module.training_step(b.clone())
     for other in others:
-        assert same(parameters(base), parameters(other))
-    assert not same(parameters(base), parameters(guided), "actor.")
+        assert same(parameters(plain), parameters(other))
+    assert not same(parameters(plain), parameters(guided), "actor.")
 
 
 def test_critic_target_by_hand() -> None:
