@@ -113,7 +113,7 @@ class ProgressiveFineTune(L.Callback):
             return
         value = 0.0
         if self.at_time_limit == "bootstrap" and bool(transition["next", "truncated"]):
-            value = float(self._agent.state_value(transition["next", "pixels"][None]))
+            value = float(self._agent.state_value(transition["next", "pixels"][None], transition["action"][None]))
         self.buffer.add(transition, value, env)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -176,7 +176,8 @@ class ProgressiveFineTune(L.Callback):
         """Estimate ε on states drawn from D, without touching the sampler's random state."""
         generator = torch.Generator().manual_seed(self.settings.seed + data.counters.env_steps)
         index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
-        return fmean(processes.gather(pl_module.entropy_per_dim(data.storage.get(index)["pixels"])))
+        rows = data.storage.get(index)
+        return fmean(processes.gather(pl_module.entropy_per_dim(rows["pixels"], rows.get("previous_action"))))
 
     def _trainer_kwargs(self, trainer: L.Trainer) -> dict[str, Any]:
         """Of an inner Trainer on the same devices, in the processes that are there."""

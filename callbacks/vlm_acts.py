@@ -71,8 +71,8 @@ class HeldAnswers:
         self._steps = 0
         self._held = torch.zeros(1, action_dim)
 
-    def __call__(self, pixels: Tensor, deterministic: bool = True) -> Tensor:
-        """The action (1, A) for the newest of the stacked frames (1, C, H, W) uint8."""
+    def __call__(self, pixels: Tensor, deterministic: bool = True, previous_action: Tensor | None = None) -> Tensor:
+        """The action (1, A) for the newest of the stacked frames (1, C, H, W) uint8; nothing else is read."""
         if self._steps % self.hold_agent_steps == 0:
             action, valid, answered = self.vlm.ask(pixels[:, -3:])
             self.counts.asked += 1

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from covr_lightning import processes
 from covr_lightning.envs.base import PixelEnv
 
-#: Deterministic actions (B, A) of observations (B, C, H, W) uint8.
+#: Deterministic actions (B, A) of observations (B, C, H, W) uint8 and of the actions before them.
 DeterministicPolicy = Callable[..., Tensor]
 
 
@@ -43,7 +43,8 @@ def play_episode(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: 
     """Play one episode with a deterministic policy; one that its simulator cut is played again.
 
     Args:
-        policy: ``policy(pixels (1, C, H, W) uint8, deterministic=True)`` → actions (1, A).
+        policy: ``policy(pixels (1, C, H, W) uint8, deterministic=True, previous_action=…)`` → actions (1, A); the
+            previous action is what it gave at the step before (1, A), None at the episode's first step.
         env: The environment; seeded and reset here.
         seed: The episode's seed.
         record: Keep the frames.
@@ -65,9 +66,10 @@ def _play(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: bool) -
     state = env.reset()
     frames = [state["pixels"][-3:].clone()] if record else []
     total, steps = 0.0, 0
+    action: Tensor | None = None
     while True:
-        action = policy(state["pixels"][None], deterministic=True)[0].cpu()
-        state = env.step(TensorDict({"pixels": state["pixels"], "action": action}))["next"]
+        action = policy(state["pixels"][None], deterministic=True, previous_action=action).cpu()
+        state = env.step(TensorDict({"pixels": state["pixels"], "action": action[0]}))["next"]
         total += float(state["reward"])
         steps += 1
         if record:

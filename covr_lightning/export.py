@@ -2,7 +2,8 @@
 
 At test time the small actor acts alone (the paper's Table 17). What is written takes the observation as the environment
 gives it, (B, 3·k, H, W) uint8, and returns the deterministic action tanh μ, (B, A) in [−1, 1]: scaling and centring are
-inside.
+inside. An actor that reads its previous action (ResAct) takes that as a second input, ``previous_action`` (B, A), zero
+at an episode's first step.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class Policy(nn.Module):
         self.augmentation = agent.augmentation
         self.trunk, self.projection, self.actor = agent.trunk, agent.actor_projection, agent.actor
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """The action (B, A) of an observation (B, 3·k, H, W) uint8."""
-        return torch.tanh(self.actor(self.projection(self.trunk(self.augmentation.centre(pixels))))[0])
+    def forward(self, pixels: Tensor, previous_action: Tensor | None = None) -> Tensor:
+        """The action (B, A) of an observation (B, 3·k, H, W) uint8 and, if the actor reads it, of the action before."""
+        z = self.projection(self.trunk(self.augmentation.centre(pixels)))
+        return torch.tanh(self.actor(z, previous_action)[0])
 
 
 @dataclass(frozen=True)
@@ -84,28 +86,33 @@ def export_policy(agent: SACModule, folder: Path, seed: int = 0) -> list[Exporte
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     policy, spec = Policy(agent).cpu().eval(), agent.spec
+    generator = torch.Generator().manual_seed(seed)
     shape = (CHECKED_FRAMES, spec.channels, spec.frame_height, spec.frame_width)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    example = frames[:2].clone()  # a view would take all frames into the file
-    batch = {"pixels": {0: torch.export.Dim("batch", min=1, max=4096)}}
+    inputs = {"pixels": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)}
+    if agent.needs_previous_action:
+        inputs["previous_action"] = torch.rand(CHECKED_FRAMES, spec.action_dim, generator=generator) * 2 - 1
+    example = tuple(value[:2].clone() for value in inputs.values())  # a view would take all frames into the file
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    shapes = {name: {0: batch} for name in inputs}
 
-    program = torch.export.export(policy, (example,), dynamic_shapes=batch)
+    program = torch.export.export(policy, example, dynamic_shapes=shapes)
     pt2, onnx = (folder / name for name in POLICY_FILES)
     torch.export.save(program, pt2)
     loaded = torch.export.load(pt2).module()
 
     torch.onnx.export(
-        policy, (example,), str(onnx), dynamo=True, dynamic_shapes=batch, input_names=["pixels"],
+        policy, example, str(onnx), dynamo=True, dynamic_shapes=shapes, input_names=[*inputs],
         output_names=["action"], external_data=False, verbose=False,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
 
-    def run_onnx(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(None, {"pixels": pixels.numpy()})[0]))
+    def run_onnx(*values: Tensor) -> Tensor:
+        given = {name: value.numpy() for name, value in zip(inputs, values, strict=True)}
+        return torch.from_numpy(np.asarray(session.run(None, given)[0]))
 
     with torch.no_grad():
-        wanted = policy(frames)
-        return [_checked(path, run, frames, wanted) for path, run in ((pt2, loaded), (onnx, run_onnx))]
+        wanted = policy(*inputs.values())
+        return [_checked(path, run, [*inputs.values()], wanted) for path, run in ((pt2, loaded), (onnx, run_onnx))]
 
 
 def open_policy(file: Path, device: torch.device) -> tuple[Callable[[Tensor], object], tuple[int, ...]]:
@@ -116,7 +123,8 @@ def open_policy(file: Path, device: torch.device) -> tuple[Callable[[Tensor], ob
         device: Where policy.pt2 is to run; policy.onnx runs on the CPU.
 
     Returns:
-        What turns observations (B, C, H, W) uint8, on that device, into actions (B, A); and (C, H, W).
+        What turns observations (B, C, H, W) uint8, on that device, into actions (B, A), the previous action being zero
+        where one is read; and (C, H, W).
 
     Raises:
         ConfigError: The file cannot be read, or ONNX Runtime is missing.
@@ -133,29 +141,40 @@ def open_policy(file: Path, device: torch.device) -> tuple[Callable[[Tensor], ob
 def _open_pt2(file: Path, device: torch.device) -> tuple[Callable[[Tensor], object], tuple[int, ...]]:
     program = torch.export.load(file)
     assert program.example_inputs is not None, "export_policy gave an example"
-    (example,), _ = program.example_inputs
+    (pixels, *others), _ = program.example_inputs
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
-    return torch.inference_mode()(program.module()), tuple(example.shape[1:])
+    module = program.module()
+
+    def run(batch: Tensor) -> Tensor:
+        return module(batch, *(torch.zeros(len(batch), *other.shape[1:], device=batch.device) for other in others))
+
+    return torch.inference_mode()(run), tuple(pixels.shape[1:])
 
 
 def _open_onnx(file: Path) -> tuple[Callable[[Tensor], object], tuple[int, ...]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (pixels,) = session.get_inputs()
-    return lambda batch: np.asarray(session.run(None, {pixels.name: batch.numpy()})[0]), tuple(pixels.shape[1:])
+    pixels, *others = session.get_inputs()
+
+    def run(batch: Tensor) -> object:
+        zeros = {other.name: np.zeros((len(batch), *other.shape[1:]), np.float32) for other in others}
+        return np.asarray(session.run(None, {pixels.name: batch.numpy(), **zeros})[0])
+
+    return run, tuple(pixels.shape[1:])
 
 
-def _checked(path: Path, run: Callable[[Tensor], Tensor], frames: Tensor, wanted: Tensor) -> Exported:
-    one_by_one = torch.cat([run(frame[None]) for frame in frames])
-    difference = max(float((run(frames) - wanted).abs().max()), float((one_by_one - wanted).abs().max()))
+def _checked(path: Path, run: Callable[..., Tensor], inputs: list[Tensor], wanted: Tensor) -> Exported:
+    rows = list(zip(*(value.split(1) for value in inputs), strict=True))
+    one_by_one = torch.cat([run(*row) for row in rows])
+    difference = max(float((run(*inputs) - wanted).abs().max()), float((one_by_one - wanted).abs().max()))
     if not difference <= TOLERANCE:
         path.unlink()
         raise RuntimeError(f"{path.name} differs from the policy by {difference:.2g} in an action; it is not kept.")
     times = []
-    for frame in frames:
+    for row in rows:
         start = time.perf_counter()
-        run(frame[None])
+        run(*row)
         times.append(time.perf_counter() - start)
     return Exported(path, path.stat().st_size / 1e6, 1000 * statistics.median(times), difference)

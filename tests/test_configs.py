@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
+from covr_lightning.callbacks import ProgressiveFineTune
 
-from covr_lightning.agent import DeepMDP, SACModule
+from covr_lightning.agent import (
+    CURL,
+    ConvTrunk,
+    DeepMDP,
+    DelayedPrior,
+    DrQViews,
+    Flare,
+    GaussianActor,
+    NoAugmentation,
+    NoPrior,
+    OneView,
+    RandomCrop,
+    RandomShift,
+    RandomTranslate,
+    ResActEncoder,
+    ResidualActor,
+    SACModule,
+    SVEAViews,
+)
 from covr_lightning.config_files import bundled_configs, resolve, resolve_arguments, with_bases
 from covr_lightning.data import ExperienceData
 from covr_lightning.envs import Road
@@ -16,7 +36,15 @@ from covr_lightning.finetune import SavedRows, VLMFineTuner
 from covr_lightning.finetune.cli import FineTuneCLI, fine_tunes_alone
 from covr_lightning.training import CovrCLI
 
-PIECES = {"crop.yaml": "dmc_rad.yaml", "qlora.yaml": "carla_hw.yaml"}
+PIECES = {"crop.yaml": ["dmc_rad.yaml"], "qlora.yaml": ["carla_hw.yaml"]}
+DRIVING = ["carla_hw.yaml", "road_gp.yaml"]
+
+
+def ways_to_build() -> list[tuple[str, ...]]:
+    """Every shipped config, and every piece on each config that it is for; saved rows have a command of their own."""
+    names = [name for name in bundled_configs() if name != "vlm_sft.yaml"]
+    bases = {name: DRIVING if name.startswith("driving_") else PIECES.get(name) for name in names}
+    return [(*base, name) for name in names for base in ([(b,) for b in bases[name] or []] or [()])]
 
 
 def build(*arguments: str) -> CovrCLI:
@@ -31,13 +59,49 @@ def build(*arguments: str) -> CovrCLI:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in bundled_configs() if name != "vlm_sft.yaml"])
-def test_every_config_builds(name: str, tmp_path: Path) -> None:
-    base = ["--config", PIECES[name]] if name in PIECES else []
-    cli = build(*base, "--config", name, "--runs_dir", str(tmp_path))
+@pytest.mark.parametrize("names", ways_to_build(), ids="+".join)
+def test_every_config_builds(names: tuple[str, ...], tmp_path: Path) -> None:
+    cli = build(*(part for name in names for part in ("--config", name)), "--runs_dir", str(tmp_path))
     assert isinstance(cli.trainer, L.Trainer)
     assert cli.model.spec == cli.datamodule.spec
     assert cli.datamodule.vlm.model is None  # nothing is loaded before it is needed
+
+
+# What each method has beside plain SAC: augmentation, views, encoder, actor head, objectives, prior.
+METHODS: dict[str, dict[str, Any]] = {
+    "sac": {},
+    "rad": {"augmentation": RandomTranslate},
+    "drq": {"augmentation": RandomShift, "views": DrQViews},
+    "svea": {"augmentation": RandomShift, "views": SVEAViews},
+    "curl": {"augmentation": RandomCrop, "objectives": [CURL]},
+    "deepmdp": {"objectives": [DeepMDP]},
+    "flare": {"augmentation": RandomTranslate, "trunk": Flare},
+    "resact": {"trunk": ResActEncoder, "actor": ResidualActor, "objectives": [DeepMDP]},
+    "covr_sac": {"prior": DelayedPrior},
+    "covr_deepmdp": {"prior": DelayedPrior, "objectives": [DeepMDP]},
+    "covr_rad": {"prior": DelayedPrior, "augmentation": RandomTranslate},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("place", ["dmc", "driving"])
+def test_a_method_is_its_parts(method: str, place: str, tmp_path: Path) -> None:
+    named = [f"{place}_{method}.yaml"]
+    if place == "driving":  # the driving configs as they are have DeepMDP
+        named = ["carla_hw.yaml"] if method == "covr_deepmdp" else ["carla_hw.yaml", *named]
+    elif method == "covr_rad":
+        named = ["dmc_covr.yaml"]
+    cli = build(*(part for name in named for part in ("--config", name)), "--runs_dir", str(tmp_path))
+    plain = {"augmentation": NoAugmentation, "views": OneView, "trunk": ConvTrunk, "actor": GaussianActor}
+    expected = {**plain, "objectives": [], "prior": NoPrior, **METHODS[method]}
+    if (method, place) == ("resact", "dmc"):
+        expected["augmentation"] = RandomTranslate
+    objectives = [type(objective) for objective in cli.model.objectives]
+    got = {name: objectives if name == "objectives" else type(getattr(cli.model, name)) for name in expected}
+    assert got == expected
+    assert cli.model.spec.frame_stack == (4 if method == "resact" else 3)
+    rounds = [callback for callback in cli.trainer.callbacks if isinstance(callback, ProgressiveFineTune)]
+    assert len(rounds) == method.startswith("covr")
 
 
 def test_the_config_of_saved_rows_builds() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from covr_lightning.agent import NoAugmentation, RandomCrop, RandomTranslate, SACModule
+from covr_lightning.agent import NoAugmentation, RandomCrop, RandomTranslate, ResActEncoder, ResidualActor, SACModule
 from covr_lightning.agent.augmentations import Augmentation
 from covr_lightning.cli import main
 from covr_lightning.envs import EnvSpec, Road
-from covr_lightning.export import export_policy
+from covr_lightning.export import export_policy, open_policy
 
 pytest.importorskip("onnxruntime", reason='needs pip install "covr_lightning[export]"')
 
@@ -47,6 +47,21 @@ def test_files_give_the_modules_actions_in_a_process_without_this_package(
     for name in ("pt2", "onnx"):
         torch.testing.assert_close(actions[name], wanted, atol=1e-4, rtol=0)
     assert wanted.std() > 1e-4  # frames make a difference
+
+
+def test_an_actor_that_reads_its_previous_action_takes_a_second_input(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec, parts = EnvSpec("x", 30, 30, 4, 2, 4, 100), {"encoder": ResActEncoder(), "actor_head": ResidualActor()}
+    agent = SACModule(spec, filters=4, hidden=16, latent=8, **parts)
+    files = export_policy(agent, tmp_path)
+    assert all(0 <= file.difference <= 1e-4 for file in files)
+    frames, before = torch.randint(0, 256, (5, 12, 30, 30), dtype=torch.uint8), torch.rand(5, 2)
+    program = torch.export.load(files[0].path).module()
+    torch.testing.assert_close(program(frames, before), agent.act(frames, True, previous_action=before))
+    for file in files:  # without a previous action it is zero, as at an episode's first step
+        run, shape = open_policy(file.path, torch.device("cpu"))
+        assert shape == (12, 30, 30)
+        torch.testing.assert_close(torch.as_tensor(run(frames)), agent.act(frames, True), atol=1e-4, rtol=0)
 
 
 def test_the_driving_policy_at_full_size_is_small(tmp_path: Path) -> None:

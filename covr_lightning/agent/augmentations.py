@@ -159,9 +159,41 @@ class RandomShift(Augmentation):
         return size
 
 
+class RandomConvolution(Augmentation):
+    """SVEA's strong augmentation: each image through a random convolution of its own (Hansen et al., 2021).
+
+    255 · sigmoid(K ∗ x / 255) with a 3×3 kernel K (3 → 3 channels) ~ N(0, 1), drawn for each image and the same for all
+    its frames, over replicate padding. The authors' code hands on the fraction that is rounded off here.
+    """
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Convolve each image (3·k channels) with its random kernel."""
+        b, c, h, w = images.shape
+        device = generator.device if generator is not None else "cpu"
+        kernels = torch.randn(3 * b, 3, 3, 3, generator=generator, device=device).to(images.device)
+        # One convolution: frames are its batch, and every image is a group of three channels.
+        frames = images.reshape(b, c // 3, 3, h, w).transpose(0, 1).reshape(c // 3, 3 * b, h, w)
+        x = F.pad(frames.to(torch.float32) / 255, (1, 1, 1, 1), mode="replicate")
+        x = torch.sigmoid_(F.conv2d(x, kernels, groups=b)).mul_(255).round_().to(torch.uint8)
+        return x.reshape(c // 3, b, 3, h, w).transpose(0, 1).reshape(b, c, h, w)
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Return the images."""
+        return images
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size."""
+        return size
+
+
 def _offsets(n: int, max_top: int, max_left: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Row and column offsets (n,) each, uniform over 0 … max, drawn on the generator's device."""
+    top = _draw(n, max_top, generator)
+    return top, _draw(n, max_left, generator)
+
+
+def _draw(n: int, largest: int, generator: torch.Generator | None) -> Tensor:
+    if largest == 0:  # nothing to choose: draw nothing, so that noise drawn later stays as it is without augmentation
+        return torch.zeros(n, dtype=torch.long)
     device = generator.device if generator is not None else "cpu"
-    top = torch.randint(0, max_top + 1, (n,), generator=generator, device=device)
-    left = torch.randint(0, max_left + 1, (n,), generator=generator, device=device)
-    return top.cpu(), left.cpu()
+    return torch.randint(0, largest + 1, (n,), generator=generator, device=device).cpu()

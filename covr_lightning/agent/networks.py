@@ -1,64 +1,12 @@
-"""The networks of pixel SAC, as RAD and its relatives have them (Laskin et al., 2020; Yarats et al., 2019)."""
+"""The networks behind the encoder, as RAD and its relatives have them (Laskin et al., 2020; Yarats et al., 2019)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from covr_lightning.errors import ConfigError
-
-
-class ConvTrunk(nn.Module):
-    """The convolutions that actor and critic share.
-
-    3×3 kernels, no padding, ReLU after each. Input is uint8; it is scaled to [0, 1] here and nowhere else.
-
-    Args:
-        channels: Input channels, 3 per stacked frame.
-        image_size: Height and width that the trunk will see.
-        filters: Output channels of every layer.
-        strides: Stride of each layer. RAD: (2, 1, 1, 1).
-
-    Raises:
-        ConfigError: The image shrinks to nothing.
-    """
-
-    def __init__(
-        self, channels: int, image_size: tuple[int, int], filters: int = 32, strides: Sequence[int] = (2, 1, 1, 1)
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for i, stride in enumerate(strides):
-            layers += [nn.Conv2d(channels if i == 0 else filters, filters, 3, stride=stride), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        height, width = image_size
-        for stride in strides:
-            height, width = (height - 3) // stride + 1, (width - 3) // stride + 1
-        if min(height, width) < 1:
-            raise ConfigError(
-                f"An image of {image_size[0]}×{image_size[1]} shrinks to nothing in {len(strides)} convolutions "
-                f"of strides {tuple(strides)}: use a larger image (data.env.size, model.augmentation) or fewer, "
-                "smaller strides (model.strides)."
-            )
-        self.features = filters * height * width
-        self.apply(initialise)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            images: (B, C, H, W) uint8.
-
-        Returns:
-            (B, `features`), flattened feature maps.
-        """
-        x = images.to(dtype=torch.float32, memory_format=torch.channels_last) / 255
-        return self.layers(x).flatten(1)
 
 
 class Projection(nn.Module):
@@ -81,49 +29,6 @@ class Projection(nn.Module):
         """Map feature maps (B, `features`) to z (B, D)."""
         z = self.norm(self.linear(h))
         return torch.tanh(z) if self.tanh else z
-
-
-class GaussianActor(nn.Module):
-    """Squashed Gaussian policy π(a | z).
-
-    Args:
-        latent: Size of z.
-        action_dim: A.
-        hidden: Width of the two hidden layers.
-        log_std_bounds: Bounds that log σ is squashed into by a tanh.
-    """
-
-    def __init__(
-        self, latent: int, action_dim: int, hidden: int = 1024, log_std_bounds: tuple[float, float] = (-10.0, 2.0)
-    ) -> None:
-        super().__init__()
-        self.mlp = mlp(latent, hidden, 2 * action_dim)
-        self.log_std_bounds = log_std_bounds
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of the Gaussian before the tanh, each (B, A)."""
-        mu, log_std = self.mlp(z).chunk(2, dim=-1)
-        low, high = self.log_std_bounds
-        return mu, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1)
-
-    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw actions, differentiably.
-
-        log π(a) = Σ_i [log N(u_i; μ_i, σ_i) − log(relu(1 − a_i²) + 1e-6)] with a = tanh(u), as in SAC-AE and RAD.
-
-        Args:
-            z: (B, D).
-            generator: Source of the noise.
-
-        Returns:
-            The action (B, A), its log π (B, 1), and tanh μ (B, A).
-        """
-        mu, log_std = self(z)
-        noise = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
-        action = torch.tanh(mu + log_std.exp() * noise)
-        log_gaussian = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1, keepdim=True)
-        log_pi = log_gaussian - torch.log(F.relu(1 - action.square()) + 1e-6).sum(-1, keepdim=True)
-        return action, log_pi, torch.tanh(mu)
 
 
 class TwinQ(nn.Module):
@@ -168,3 +73,19 @@ def initialise(module: nn.Module) -> None:
         nn.init.orthogonal_(module.weight[:, :, centre, centre], nn.init.calculate_gain("relu"))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Take no gradients for a module's parameters, but let them pass through it."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """Move a target network towards its source: θ̄ ← (1 − τ) θ̄ + τ θ."""
+    torch._foreach_lerp_([*target.parameters()], [*source.parameters()], tau)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDictBase
@@ -23,10 +21,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from covr_lightning import processes
+from covr_lightning.agent.acting import Acting
+from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
 from covr_lightning.agent.checks import check_checkpoint, check_sizes
+from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
-from covr_lightning.agent.networks import ConvTrunk, GaussianActor, Projection, TwinQ
+from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
 from covr_lightning.agent.views import OneView, Views
@@ -36,7 +37,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import DeterministicPolicy, EpisodeResult, EpisodeStatistics, play_episode
 
 
-class SACModule(L.LightningModule):
+class SACModule(Acting):
     """Pixel SAC with exchangeable parts. With every part null it is plain SAC.
 
     Gradients: the critics' loss (and objectives) move the shared convolutions; the actor's loss stops at their output,
@@ -46,6 +47,8 @@ class SACModule(L.LightningModule):
         spec: The environment's shapes; filled in from `data` by the command line.
         augmentation: Random change of images, and what acting sees instead.
         views: Which augmented views feed critics, target and actor.
+        encoder: What turns stacked frames into features.
+        actor_head: The policy on the actor's latent.
         objectives: Auxiliary losses on the encoder.
         prior: The pull towards the VLM's actions (Eq. 4).
         filters: Filters of each convolution.
@@ -73,6 +76,8 @@ class SACModule(L.LightningModule):
         spec: EnvSpec | None = None,
         augmentation: Augmentation | None = None,
         views: Views | None = None,
+        encoder: Encoder | None = None,
+        actor_head: GaussianActor | None = None,
         objectives: Sequence[Objective] = (),
         prior: Prior | None = None,
         filters: int = 32,
@@ -121,11 +126,13 @@ class SACModule(L.LightningModule):
         self._generator_state: Tensor | None = None
 
         size = self.augmentation.output_size((spec.frame_height, spec.frame_width))
-        self.trunk = ConvTrunk(spec.channels, size, filters, strides)
+        self.trunk = encoder or ConvTrunk()
+        self.trunk.build(spec.channels, size, filters, strides)
         self.critic_projection = Projection(self.trunk.features, latent, tanh)
         self.critic = TwinQ(latent, spec.action_dim, hidden)
         self.actor_projection = Projection(self.trunk.features, latent, tanh)
-        self.actor = GaussianActor(latent, spec.action_dim, hidden)
+        self.actor = actor_head or GaussianActor()
+        self.actor.build(latent, spec.action_dim, hidden)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha_init)))
         self.target_trunk = copy.deepcopy(self.trunk).requires_grad_(False)
         self.target_projection = copy.deepcopy(self.critic_projection).requires_grad_(False)
@@ -134,56 +141,6 @@ class SACModule(L.LightningModule):
         for objective in objectives:
             objective.build(self)
 
-    # -- acting --------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def act(self, pixels: Tensor, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Choose actions.
-
-        Args:
-            pixels: (B, 3·k, H, W) uint8, as rendered.
-            deterministic: tanh μ instead of a sample.
-            generator: Source of the noise.
-
-        Returns:
-            (B, A) in [−1, 1].
-        """
-        z = self.actor_projection(self.trunk(self.augmentation.centre(pixels.to(self.device))))
-        if deterministic:
-            return torch.tanh(self.actor(z)[0])
-        return self.actor.sample(z, generator)[0]
-
-    @torch.no_grad()
-    def entropy_per_dim(self, pixels: Tensor) -> float:
-        """The policy's entropy estimate ε: −mean log π over a batch, per action dimension (nats).
-
-        Args:
-            pixels: (B, 3·k, H, W) uint8.
-        """
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        log_pi = torch.cat(
-            [
-                self.actor.sample(self.actor_projection(self.trunk(self.augmentation.centre(part))), generator)[1]
-                for part in pixels.to(self.device).split(256)
-            ]
-        )
-        return -log_pi.mean().item() / self.spec.action_dim
-
-    @torch.no_grad()
-    def min_q(self, pixels: Tensor, action: Tensor) -> Tensor:
-        """min(Q₁, Q₂)(s, a) (B,) of frames as rendered and actions (B, A)."""
-        z = self.critic_projection(self.trunk(self.augmentation.centre(pixels.to(self.device))))
-        return torch.minimum(*self.critic(z, action.to(self.device))).squeeze(-1)
-
-    @torch.no_grad()
-    def state_value(self, pixels: Tensor) -> Tensor:
-        """V(s) = min Q(s, ã) − α log π(ã | s) (B,) of one sampled action, for frames as rendered (Eq. 3)."""
-        h = self.trunk(self.augmentation.centre(pixels.to(self.device)))
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        action, log_pi, _ = self.actor.sample(self.actor_projection(h), generator)
-        q = torch.minimum(*self.critic(self.critic_projection(h), action))
-        return (q - self.log_alpha.exp() * log_pi).squeeze(-1)
-
     # -- the update ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: TensorDictBase, batch_idx: int = 0) -> None:
@@ -191,7 +148,8 @@ class SACModule(L.LightningModule):
 
         Args:
             batch: Transitions (B,) with ``pixels``, ``action``, ``("next", "pixels" | "reward" | "terminated")`` and,
-                for the prior, ``a_v`` and ``a_v_valid``; empty while the run warms up.
+                for the prior, ``a_v`` and ``a_v_valid``; for an actor that `needs_previous_action` also
+                ``previous_action`` (B, A), zero at an episode's first step; empty while the run warms up.
             batch_idx: Not used.
         """
         if batch.is_empty():
@@ -199,13 +157,14 @@ class SACModule(L.LightningModule):
         critic_opt, actor_opt, alpha_opt, *objective_opts = self._optimizers()
         o, a, r = batch["pixels"], batch["action"], batch["next", "reward"]
         o_next, not_done = batch["next", "pixels"], (~batch["next", "terminated"]).to(r.dtype)
+        a_prev = batch["previous_action"] if self.needs_previous_action else None  # that of o' is a
         views = self.views(o, o_next, self.augmentation, self.generator)
         alpha = self.log_alpha.detach().exp()
         metrics: dict[str, Tensor | float] = {}
 
         # Critics (Eqs. 2 and 3): L_Q = Σ_views w Σ_i (Q_i(s, a) − y)², y = r + γ (min Q̄(s', ã) − α log π(ã | s')).
         with torch.no_grad():
-            y = torch.stack([self._target(view, r, not_done, alpha) for view in views.target]).mean(0)
+            y = torch.stack([self._target(view, a, r, not_done, alpha) for view in views.target]).mean(0)
         loss_q = r.new_zeros(())
         for view, weight in zip(views.critic, views.critic_weights, strict=True):
             q1, q2 = self.critic(self.critic_projection(self.trunk(view)), a)
@@ -219,7 +178,7 @@ class SACModule(L.LightningModule):
             with torch.no_grad():
                 h = self.trunk(views.actor)
                 z_q = self.critic_projection(h)
-            a_r, log_pi, mean = self.actor.sample(self.actor_projection(h), self.generator)
+            a_r, log_pi, mean = self.actor.sample(self.actor_projection(h), self.generator, a_prev)
             with frozen(self.critic):
                 q = torch.minimum(*self.critic(z_q, a_r))
                 loss_pi = (alpha * log_pi - q).mean()
@@ -257,9 +216,9 @@ class SACModule(L.LightningModule):
         if self.finite.allows(name, self.counters, loss.detach(), parameters):
             optimizer.step()
 
-    def _target(self, view: Tensor, r: Tensor, not_done: Tensor, alpha: Tensor) -> Tensor:
+    def _target(self, view: Tensor, a: Tensor, r: Tensor, not_done: Tensor, alpha: Tensor) -> Tensor:
         """The target y for one view of o': the action from the online actor, the value from the target networks."""
-        a_next, log_pi, _ = self.actor.sample(self.actor_projection(self.trunk(view)), self.generator)
+        a_next, log_pi, _ = self.actor.sample(self.actor_projection(self.trunk(view)), self.generator, a)
         z = self.target_projection(self.target_trunk(view))
         v = torch.minimum(*self.target_critic(z, a_next)) - alpha * log_pi
         return r + self.gamma * not_done * v
@@ -384,19 +343,3 @@ class SACModule(L.LightningModule):
         steps = "epoch_loop.manual_optimization.optim_step_progress"
         fresh[steps] = loops["fit_loop"][steps]
         loops["fit_loop"] = fresh
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Take no gradients for a module's parameters, but let them pass through it."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
-
-
-@torch.no_grad()
-def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """Move a target network towards its source: θ̄ ← (1 − τ) θ̄ + τ θ."""
-    torch._foreach_lerp_([*target.parameters()], [*source.parameters()], tau)

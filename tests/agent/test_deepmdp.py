@@ -10,39 +10,13 @@ import torch
 from tensordict import TensorDict
 
 from covr_lightning.agent import DeepMDP, RandomCrop, SACModule
-from covr_lightning.agent.networks import ConvTrunk
-from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
-
-SPEC = EnvSpec("cartpole-swingup", 20, 20, 3, 2, 8, 1000)
-
-
-def batch(n: int = 6, seed: int = 0) -> TensorDict:
-    g = torch.Generator().manual_seed(seed)
-    return TensorDict(
-        {
-            "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-            "action": torch.rand(n, 2, generator=g) * 2 - 1,
-            "a_v": torch.zeros(n, 2),
-            "a_v_valid": torch.zeros(n, 1, dtype=torch.bool),
-            "next": {
-                "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-                "reward": torch.rand(n, 1, generator=g),
-                "terminated": torch.zeros(n, 1, dtype=torch.bool),
-            },
-        },
-        [n],
-    )
+from tests.agent import small_agents
+from tests.agent.small_agents import batch
 
 
 def agent(*objectives: DeepMDP, **settings) -> SACModule:
-    torch.manual_seed(0)
-    shape = {"hidden": 16, "filters": 4, "strides": (2, 1), "latent": 8}
-    module = SACModule(SPEC, objectives=objectives, **{**shape, **settings})
-    optimizers = module.configure_optimizers()
-    module.optimizers = lambda *a, **k: optimizers  # type: ignore[method-assign]
-    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    return module
+    return small_agents.agent(objectives=objectives, **settings)
 
 
 def loss(objective: DeepMDP, module: SACModule, b: TensorDict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -163,13 +137,6 @@ def test_sigma_stays_within_its_bounds() -> None:
         objective.transition.sigma.bias.copy_(torch.tensor([-1e4, 1e4] * 4))
     _, sigma = objective.transition(torch.zeros(1, 10))
     torch.testing.assert_close(sigma[0, :2], torch.tensor([1e-4, 10.0]))
-
-
-def test_stride_2_in_every_layer_takes_the_papers_driving_frames() -> None:
-    # 128 → 63 → 31 → 15 → 7: 7² · 32.
-    trunk = ConvTrunk(9, (128, 128), 32, (2, 2, 2, 2))
-    assert trunk.features == 7 * 7 * 32
-    assert trunk(torch.zeros(1, 9, 128, 128, dtype=torch.uint8)).shape == (1, 1568)
 
 
 def test_wrong_width() -> None:

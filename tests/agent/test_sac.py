@@ -13,80 +13,49 @@ from tensordict import TensorDict
 from covr_lightning.agent import (
     AnnealedPrior,
     ConstantPrior,
+    DeepMDP,
     DelayedPrior,
+    GaussianActor,
     NoPrior,
     Objective,
+    Prior,
     RandomCrop,
     RandomShift,
     RandomTranslate,
     SACModule,
 )
-from covr_lightning.agent.networks import GaussianActor
 from covr_lightning.agent.priors import imitation_error
 from covr_lightning.counters import Counters
-from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
-
-SPEC = EnvSpec("cartpole-swingup", 20, 20, 3, 2, 8, 1000)
-
-
-def batch(n: int = 8, seed: int = 0, labelled: float = 0.5) -> TensorDict:
-    g = torch.Generator().manual_seed(seed)
-    return TensorDict(
-        {
-            "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-            "action": torch.rand(n, 2, generator=g) * 2 - 1,
-            "a_v": torch.rand(n, 2, generator=g) * 2 - 1,
-            "a_v_valid": torch.rand(n, 1, generator=g) < labelled,
-            "next": {
-                "pixels": torch.randint(0, 256, (n, 9, 20, 20), dtype=torch.uint8, generator=g),
-                "reward": torch.rand(n, 1, generator=g),
-                "terminated": torch.rand(n, 1, generator=g) < 0.3,
-            },
-        },
-        [n],
-    )
+from tests.agent.small_agents import agent, batch, parameters, same
 
 
-def agent(**settings) -> SACModule:
-    torch.manual_seed(0)
-    module = SACModule(SPEC, **{"hidden": 16, "filters": 4, "strides": (2, 1), "latent": 8, **settings})
-    optimizers = module.configure_optimizers()
-    module.optimizers = lambda *a, **k: optimizers  # type: ignore[method-assign]
-    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    return module
+@pytest.mark.parametrize("base", ["SAC", "DeepMDP", "RAD"])
+def test_lambda_0_gives_the_base_agent_bit_for_bit_after_50_updates(base: str) -> None:
+    def on_base(prior: Prior) -> SACModule:
+        parts = {"SAC": {}, "DeepMDP": {"objectives": [DeepMDP()]}, "RAD": {"augmentation": RandomTranslate(24)}}
+        return agent(**parts[base], prior=prior)
 
-
-def parameters(module: SACModule) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "") -> bool:
-    return all(torch.equal(a[k], b[k]) for k in a if k.startswith(prefix))
-
-
-def test_lambda_0_gives_the_base_agent_bit_for_bit_after_50_updates() -> None:
-    base = agent(augmentation=RandomCrop(16), prior=NoPrior())
+    plain, guided = on_base(NoPrior()), on_base(ConstantPrior(lam=1.0))
     others = [
-        agent(augmentation=RandomCrop(16), prior=ConstantPrior(lam=0.0)),
-        agent(augmentation=RandomCrop(16), prior=DelayedPrior(lam=0.0, after_rounds=0)),
-        agent(augmentation=RandomCrop(16), prior=DelayedPrior(lam=3.0, after_rounds=1)),  # not started yet
+        on_base(ConstantPrior(lam=0.0)),
+        on_base(DelayedPrior(lam=0.0, after_rounds=0)),
+        on_base(DelayedPrior(lam=3.0, after_rounds=1)),  # not started yet
     ]
-    guided = agent(augmentation=RandomCrop(16), prior=ConstantPrior(lam=1.0))
     for update in range(50):
         b = batch(seed=update)
-        for module in (base, *others, guided):
+        for module in (plain, *others, guided):
             module.training_step(b.clone())
     for other in others:
-        assert same(parameters(base), parameters(other))
-    assert not same(parameters(base), parameters(guided), "actor.")
+        assert same(parameters(plain), parameters(other))
+    assert not same(parameters(plain), parameters(guided), "actor.")
 
 
 def test_critic_target_by_hand() -> None:
     module, b = agent(), batch()
     generator_state = module.generator.get_state()
     alpha = module.log_alpha.exp()
-    y = module._target(b["next", "pixels"], b["next", "reward"], (~b["next", "terminated"]).float(), alpha)
+    y = module._target(b["next", "pixels"], b["action"], b["next", "reward"], (~b["next", "terminated"]).float(), alpha)
     module.generator.set_state(generator_state)
     h = module.trunk(b["next", "pixels"])
     a, log_pi, _ = module.actor.sample(module.actor_projection(h), module.generator)
@@ -139,7 +108,8 @@ def test_targets_move_by_their_own_rates() -> None:
 
 
 def test_log_pi_by_hand() -> None:
-    actor = GaussianActor(4, 2, 8)
+    actor = GaussianActor()
+    actor.build(4, 2, 8)
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
     a, log_pi, mean = actor.sample(z, torch.Generator().manual_seed(2))
     mu, log_std = actor(z)

@@ -98,14 +98,21 @@ def test_fast_rendering_differs_from_rads_pixels() -> None:
 def test_play_episode_seeds_itself_and_records() -> None:
     e = env(action_repeat=100)
 
-    def policy(pixels: torch.Tensor, deterministic: bool) -> torch.Tensor:
+    before: list[torch.Tensor | None] = []
+
+    def policy(pixels: torch.Tensor, deterministic: bool, previous_action: torch.Tensor | None) -> torch.Tensor:
         assert deterministic
-        return torch.full((len(pixels), 1), 0.3)
+        before.append(previous_action)
+        return torch.full((len(pixels), 1), 0.3 + len(before) % 10 / 100)
 
     first = play_episode(policy, e, seed=5, record=True)
     second = play_episode(policy, e, seed=5)
     assert first.episode_return == second.episode_return
     assert (first.agent_steps, len(first.frames), len(second.frames)) == (10, 11, 0)
+    for episode in (before[:10], before[10:20]):
+        assert episode[0] is None
+        given = [float(action) for action in episode[1:] if action is not None and action.shape == (1, 1)]
+        assert given == pytest.approx([0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.38, 0.39])
     assert play_episode(policy, e, seed=6).episode_return != first.episode_return
 
 

@@ -142,7 +142,7 @@ def test_a_lost_evaluation_episode_is_played_again() -> None:
             self.resets = getattr(self, "resets", 0) + 1
             return super().simulator_reset()
 
-    def policy(pixels: torch.Tensor, deterministic: bool) -> torch.Tensor:
+    def policy(pixels: torch.Tensor, deterministic: bool, previous_action: torch.Tensor | None) -> torch.Tensor:
         return torch.zeros(1, 2)
 
     end = Tick(4, 4, end_of_road=True)

@@ -1,0 +1,106 @@
+"""What a trained agent is asked for: actions, entropy and values."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from covr_lightning.agent.actors import GaussianActor
+from covr_lightning.agent.augmentations import Augmentation
+from covr_lightning.agent.encoders import Encoder
+from covr_lightning.agent.networks import Projection, TwinQ
+from covr_lightning.envs.base import EnvSpec
+
+
+class Acting(L.LightningModule):
+    """Answers of an agent's networks outside its update, for frames as rendered; none of them takes gradients.
+
+    The networks are :class:`covr_lightning.agent.SACModule`'s.
+    """
+
+    spec: EnvSpec
+    seed: int
+    augmentation: Augmentation
+    trunk: Encoder
+    actor_projection: Projection
+    actor: GaussianActor
+    critic_projection: Projection
+    critic: TwinQ
+    log_alpha: nn.Parameter
+
+    @property
+    def needs_previous_action(self) -> bool:
+        """Whether the actor reads the action taken just before; whoever asks for actions then hands it in."""
+        return self.actor.needs_previous_action
+
+    @torch.no_grad()
+    def act(
+        self,
+        pixels: Tensor,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+        previous_action: Tensor | None = None,
+    ) -> Tensor:
+        """Choose actions.
+
+        Args:
+            pixels: (B, 3·k, H, W) uint8, as rendered.
+            deterministic: tanh μ instead of a sample.
+            generator: Source of the noise.
+            previous_action: The actions (B, A) taken just before; None at an episode's first step, where it is zero.
+
+        Returns:
+            (B, A) in [−1, 1].
+        """
+        if previous_action is None:
+            previous_action = torch.zeros(len(pixels), self.spec.action_dim)
+        z, a_prev = self.actor_projection(self._features(pixels)), self._read(previous_action)
+        if deterministic:
+            return torch.tanh(self.actor(z, a_prev)[0])
+        return self.actor.sample(z, generator, a_prev)[0]
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.trunk(self.augmentation.centre(pixels.to(self.device)))
+
+    def _read(self, previous_action: Tensor | None) -> Tensor | None:
+        """A previous action on the agent's device, if the actor reads it at all."""
+        if previous_action is None or not self.needs_previous_action:
+            return None
+        return previous_action.to(self.device)
+
+    @torch.no_grad()
+    def entropy_per_dim(self, pixels: Tensor, previous_action: Tensor | None = None) -> float:
+        """The policy's entropy estimate ε: −mean log π over a batch, per action dimension (nats).
+
+        Args:
+            pixels: (B, 3·k, H, W) uint8.
+            previous_action: (B, A), if the actor `needs_previous_action`.
+        """
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        log_pi = []
+        for rows in torch.arange(len(pixels)).split(256):
+            a_prev = self._read(None if previous_action is None else previous_action[rows])
+            z = self.actor_projection(self._features(pixels[rows]))
+            log_pi.append(self.actor.sample(z, generator, a_prev)[1])
+        return -torch.cat(log_pi).mean().item() / self.spec.action_dim
+
+    @torch.no_grad()
+    def min_q(self, pixels: Tensor, action: Tensor) -> Tensor:
+        """min(Q₁, Q₂)(s, a) (B,) of frames as rendered and actions (B, A)."""
+        z = self.critic_projection(self._features(pixels))
+        return torch.minimum(*self.critic(z, action.to(self.device))).squeeze(-1)
+
+    @torch.no_grad()
+    def state_value(self, pixels: Tensor, previous_action: Tensor | None = None) -> Tensor:
+        """V(s) = min Q(s, ã) − α log π(ã | s) (B,) of one sampled action, for frames as rendered (Eq. 3).
+
+        Args:
+            pixels: (B, 3·k, H, W) uint8.
+            previous_action: (B, A), if the actor `needs_previous_action`.
+        """
+        h = self._features(pixels)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        action, log_pi, _ = self.actor.sample(self.actor_projection(h), generator, self._read(previous_action))
+        q = torch.minimum(*self.critic(self.critic_projection(h), action))
+        return (q - self.log_alpha.exp() * log_pi).squeeze(-1)

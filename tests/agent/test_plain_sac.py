@@ -1,0 +1,82 @@
+"""With every part null, the agent is pixel SAC as it is written down without any parts, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+from torch import nn
+from torch.optim import Adam
+
+from covr_lightning.agent import SACModule
+from tests.agent.small_agents import agent, batch, parameters, same
+
+
+class PlainSAC:
+    """Pixel SAC (Haarnoja et al., 2018; Yarats et al., 2019) from scratch, beginning with an agent's weights."""
+
+    def __init__(self, module: SACModule) -> None:
+        nets = copy.deepcopy(module)
+        self.nets = nets
+        self.conv, self.conv_target = nets.trunk.layers, nets.target_trunk.layers
+        critic = [self.conv, nets.critic_projection, nets.critic]
+        self.critic_opt = Adam([p for net in critic for p in net.parameters()], lr=1e-3, fused=True)
+        actor = [nets.actor_projection, nets.actor]
+        self.actor_opt = Adam([p for net in actor for p in net.parameters()], lr=1e-3, fused=True)
+        self.alpha_opt = Adam([nets.log_alpha], lr=1e-4, betas=(0.5, 0.999), fused=True)
+        self.noise = torch.Generator().manual_seed(0)
+        self.steps = 0
+
+    @staticmethod
+    def encode(conv: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return conv((images.float() / 255).contiguous(memory_format=torch.channels_last)).flatten(1)
+
+    def update(self, b: TensorDict) -> None:
+        n = self.nets
+        alpha = n.log_alpha.detach().exp()
+        with torch.no_grad():
+            h = self.encode(self.conv, b["next", "pixels"])
+            a, log_pi, _ = n.actor.sample(n.actor_projection(h), self.noise)
+            q1, q2 = n.target_critic(n.target_projection(self.encode(self.conv_target, b["next", "pixels"])), a)
+            value = torch.min(q1, q2) - alpha * log_pi
+            y = b["next", "reward"] + 0.99 * (1 - b["next", "terminated"].float()) * value
+        q1, q2 = n.critic(n.critic_projection(self.encode(self.conv, b["pixels"])), b["action"])
+        self.critic_opt.zero_grad()
+        (F.mse_loss(q1, y) + F.mse_loss(q2, y)).backward()
+        self.critic_opt.step()
+        self.steps += 1
+        if self.steps % 2:
+            return
+        h = self.encode(self.conv, b["pixels"]).detach()
+        a, log_pi, _ = n.actor.sample(n.actor_projection(h), self.noise)
+        q1, q2 = n.critic(n.critic_projection(h).detach(), a)
+        self.actor_opt.zero_grad()
+        (alpha * log_pi - torch.min(q1, q2)).mean().backward()
+        self.actor_opt.step()
+        self.alpha_opt.zero_grad()
+        (n.log_alpha.exp() * (-log_pi.detach() - -2.0)).mean().backward()
+        self.alpha_opt.step()
+        with torch.no_grad():
+            for target, source, tau in (
+                (n.target_critic, n.critic, 0.01),
+                (n.target_trunk, n.trunk, 0.05),
+                (n.target_projection, n.critic_projection, 0.05),
+            ):
+                for p_target, p in zip(target.parameters(), source.parameters(), strict=True):
+                    p_target.lerp_(p, tau)
+
+
+def test_all_null_parts_give_plain_sac_bit_for_bit_after_50_updates() -> None:
+    module = agent()
+    plain = PlainSAC(module)
+    before = parameters(module)
+    for update in range(50):
+        b = batch(seed=update)
+        module.training_step(b)
+        plain.update(b)
+    after = parameters(module)
+    assert same(after, parameters(plain.nets))
+    for prefix in ("trunk.", "critic.", "actor.", "log_alpha", "target_trunk.", "target_critic."):
+        assert not same(before, after, prefix), prefix
