@@ -85,6 +85,9 @@ class PixelEnv(EnvBase, ABC):
 
     A running episode is saved as what it was drawn from and the actions since, and restored by playing these again:
     with a simulator that is deterministic this gives back its whole state, whatever that consists of.
+
+    A step has two halves, :meth:`send_action` and :meth:`receive`, so that several environments can be under way at
+    once (:class:`~covr_lightning.envs.batch.EnvBatch`); here all of it happens in the second.
     """
 
     #: Episodes that were cut because the simulator died or hung.
@@ -99,6 +102,7 @@ class PixelEnv(EnvBase, ABC):
         self._drawn_from: dict[str, Any] = {}  # random state before the running episode's reset
         self._actions: list[torch.Tensor] = []  # its actions so far
         self._restored = False
+        self._sent = np.zeros(spec.action_dim)  # the action under way
         self.observation_spec = Composite(
             pixels=Bounded(
                 0, 255, (spec.channels, spec.frame_height, spec.frame_width), dtype=torch.uint8, device="cpu"
@@ -132,6 +136,14 @@ class PixelEnv(EnvBase, ABC):
         Returns:
             The last frame (H, W, 3) uint8, the summed reward, terminated, truncated.
         """
+
+    def simulator_send(self, action: np.ndarray) -> None:
+        """Begin what :meth:`simulator_step` does, where the simulator can work beside this process."""
+        self._sent = action
+
+    def simulator_receive(self) -> tuple[np.ndarray, float, bool, bool]:
+        """Finish what :meth:`simulator_send` began; returns what :meth:`simulator_step` returns."""
+        return self.simulator_step(self._sent)
 
     @abstractmethod
     def random_state(self) -> dict[str, Any]:
@@ -170,9 +182,47 @@ class PixelEnv(EnvBase, ABC):
             for action in state["actions"]:
                 self._step(TensorDict({"action": action}))
             self._restored = torch.equal(self._pixels(), state["pixels"])
-        if not self._restored:
-            self.set_random_state(state["next_episode"])
+        next_episode = state["next_episode"]
+        if not self._restored and "seed" in next_episode:  # saved while the environment's process was down
+            self.simulator_seed(next_episode["seed"])
+        elif not self._restored:
+            self.set_random_state(next_episode)
         return self._restored
+
+    def send_reset(self) -> None:
+        """Say that a reset comes, for an environment that can begin with it beside this process."""
+
+    def draw_episode(self) -> tuple[dict[str, Any], np.ndarray]:
+        """Start an episode: the random state that it is drawn from, and its first frame (H, W, 3) uint8."""
+        return self.random_state(), self.simulator_reset()
+
+    def send_action(self, action: torch.Tensor) -> None:
+        """Begin an agent step; :meth:`receive` must follow.
+
+        Args:
+            action: (A,) in [−1, 1].
+        """
+        self._restored = False
+        self._actions.append(action.detach().cpu().clone())
+        self.simulator_send(self._actions[-1].numpy().astype(np.float64))
+
+    def receive(self) -> TensorDict:
+        """Finish the agent step that :meth:`send_action` began.
+
+        Returns:
+            ``pixels``, ``reward`` (1,) float32, and ``done``, ``terminated``, ``truncated``, each (1,) bool.
+        """
+        frame, reward, terminated, truncated = self.simulator_receive()
+        self._stack.append(_channels_first(frame))
+        return TensorDict(
+            {
+                "pixels": self._pixels(),
+                "reward": torch.tensor([reward], dtype=torch.float32),
+                "done": torch.tensor([terminated or truncated]),
+                "terminated": torch.tensor([terminated]),
+                "truncated": torch.tensor([truncated and not terminated]),
+            }
+        )
 
     def _pixels(self) -> torch.Tensor:
         return torch.cat(tuple(self._stack))
@@ -184,9 +234,9 @@ class PixelEnv(EnvBase, ABC):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:
         if not self._restored:
-            self._drawn_from, self._actions = self.random_state(), []
-            frame = _channels_first(self.simulator_reset())
-            self._stack.extend([frame] * self.env_spec.frame_stack)
+            self._drawn_from, first = self.draw_episode()
+            self._actions = []
+            self._stack.extend([_channels_first(first)] * self.env_spec.frame_stack)
         flag = torch.zeros(1, dtype=torch.bool)
         return TensorDict(
             {
@@ -198,20 +248,8 @@ class PixelEnv(EnvBase, ABC):
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        self._restored = False
-        self._actions.append(tensordict["action"].detach().cpu().clone())
-        action = tensordict["action"].detach().cpu().numpy().astype(np.float64)
-        frame, reward, terminated, truncated = self.simulator_step(action)
-        self._stack.append(_channels_first(frame))
-        return TensorDict(
-            {
-                "pixels": self._pixels(),
-                "reward": torch.tensor([reward], dtype=torch.float32),
-                "done": torch.tensor([terminated or truncated]),
-                "terminated": torch.tensor([terminated]),
-                "truncated": torch.tensor([truncated and not terminated]),
-            }
-        )
+        self.send_action(tensordict["action"])
+        return self.receive()
 
 
 def _channels_first(frame: np.ndarray) -> torch.Tensor:
