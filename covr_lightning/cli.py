@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from covr_lightning.config_files import resolve_arguments
-from covr_lightning.errors import ConfigError, NonFiniteError
+from covr_lightning.errors import ConfigError, RunFailed
 from covr_lightning.stopping import RunStopped
 
 USAGE = """usage: covr COMMAND ...
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         name = signal.Signals(stopped.signum).name
         print(f"covr: stopped by {name}; to go on, run the same command with --ckpt_path last.", file=sys.stderr)
         return stopped.exit_status
-    except NonFiniteError as error:
+    except RunFailed as error:
         print(f"covr: {error}. What was saved before stays; --ckpt_path last goes on from there.", file=sys.stderr)
         return 3
     except Exception as error:

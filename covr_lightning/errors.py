@@ -1,4 +1,4 @@
-"""The one error a user can cause and mend."""
+"""The error that a user can cause and mend, and those that end a run whose settings may be right."""
 
 
 class ConfigError(ValueError):
@@ -9,5 +9,13 @@ class ConfigError(ValueError):
     """
 
 
-class NonFiniteError(Exception):
-    """A reward, a loss or a gradient is NaN or infinite; the message names the step. Exit status 3."""
+class RunFailed(Exception):
+    """What ends a run although its settings may be right. What it has saved stays good. Exit status 3."""
+
+
+class NonFiniteError(RunFailed):
+    """A reward, a loss or a gradient is NaN or infinite; the message names the step."""
+
+
+class EnvironmentLost(RunFailed):
+    """The process of an environment died or hung again and again; the message names the last reason."""

@@ -176,6 +176,7 @@ class PixelEnv(EnvBase, ABC):
             Whether the episode is back, bit for bit. If not (the simulator does not repeat itself), the next reset
             begins the episode that would have come next.
         """
+        self._restored = False
         if self.repeatable and state["pixels"] is not None:
             self.set_random_state(state["drawn_from"])
             self._reset()
@@ -183,8 +184,8 @@ class PixelEnv(EnvBase, ABC):
                 self._step(TensorDict({"action": action}))
             self._restored = torch.equal(self._pixels(), state["pixels"])
         next_episode = state["next_episode"]
-        if not self._restored and "seed" in next_episode:  # saved while the environment's process was down
-            self.simulator_seed(next_episode["seed"])
+        if not self._restored and "restart_seed" in next_episode:  # saved while the environment's process was down
+            self.simulator_seed(next_episode["restart_seed"])
         elif not self._restored:
             self.set_random_state(next_episode)
         return self._restored
