@@ -95,9 +95,7 @@ class EnvProcess(PixelEnv):
         EnvironmentLost: From a reset or from :meth:`restore_episode`: the allowed restarts are used up.
     """
 
-    def __init__(
-        self, factory: EnvFactory, seed: int, number: int = 0, settings: EnvProcesses | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, factory: EnvFactory, seed: int, number: int = 0, settings: EnvProcesses | None = None) -> None:
         spec = factory.spec
         self.number = number
         self.settings = settings or EnvProcesses()
