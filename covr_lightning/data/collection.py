@@ -15,8 +15,8 @@ from covr_lightning.envs.batch import EnvBatch
 from covr_lightning.envs.process import EnvProcess, EnvProcesses
 
 #: Keys of a transition that go into the replay; what else a collector adds is left out.
-TRANSITION_KEYS = ("env", "pixels", "action", ("next", "pixels"), ("next", "reward"), ("next", "done"))
-TRANSITION_KEYS += (("next", "terminated"), ("next", "truncated"))  # type: ignore[assignment]
+TRANSITION_KEYS: tuple[str | tuple[str, str], ...] = ("env", "pixels", "previous_action", "action")
+TRANSITION_KEYS += tuple(("next", key) for key in ("pixels", "reward", "done", "terminated", "truncated"))
 
 
 class Collection(ABC):

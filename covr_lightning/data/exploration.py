@@ -16,8 +16,14 @@ from covr_lightning.data.labels import Labeller
 class Actor(Protocol):
     """What chooses actions after the warm-up."""
 
-    def act(self, pixels: Tensor, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Actions (B, A) of observations (B, C, H, W) uint8."""
+    def act(
+        self,
+        pixels: Tensor,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+        previous_action: Tensor | None = None,
+    ) -> Tensor:
+        """Actions (B, A) of observations (B, C, H, W) uint8 and the actions (B, A) before."""
 
 
 class ExplorationPolicy(TensorDictModuleBase):
@@ -67,13 +73,14 @@ class ExplorationPolicy(TensorDictModuleBase):
         self._held: Tensor | None = None
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``action`` (N, A) for ``pixels`` (N, 3·k, H, W)."""
+        """Write ``action`` (N, A) for ``pixels`` (N, 3·k, H, W) and ``previous_action`` (N, A)."""
         if self.counters.agent_steps < self.warmup_agent_steps:
             action = self._warmup_action(tensordict["pixels"])
         else:
             actor = self._actor[0]
             device = getattr(actor, "device", torch.device("cpu"))
-            action = actor.act(tensordict["pixels"], generator=self._noise_on(device)).cpu()
+            noise, before = self._noise_on(device), tensordict.get("previous_action", None)
+            action = actor.act(tensordict["pixels"], generator=noise, previous_action=before).cpu()
         return tensordict.set("action", action)
 
     def _noise_on(self, device: torch.device) -> torch.Generator:

@@ -176,6 +176,7 @@ class PixelEnv(EnvBase, ABC):
             Whether the episode is back, bit for bit. If not (the simulator does not repeat itself), the next reset
             begins the episode that would have come next.
         """
+        self._restored = False
         if self.repeatable and state["pixels"] is not None:
             self.set_random_state(state["drawn_from"])
             self._reset()
@@ -183,8 +184,8 @@ class PixelEnv(EnvBase, ABC):
                 self._step(TensorDict({"action": action}))
             self._restored = torch.equal(self._pixels(), state["pixels"])
         next_episode = state["next_episode"]
-        if not self._restored and "seed" in next_episode:  # saved while the environment's process was down
-            self.simulator_seed(next_episode["seed"])
+        if not self._restored and "restart_seed" in next_episode:  # saved while the environment's process was down
+            self.simulator_seed(next_episode["restart_seed"])
         elif not self._restored:
             self.set_random_state(next_episode)
         return self._restored
@@ -223,6 +224,11 @@ class PixelEnv(EnvBase, ABC):
                 "truncated": torch.tensor([truncated and not terminated]),
             }
         )
+
+    @property
+    def previous_action(self) -> torch.Tensor:
+        """The running episode's newest action (A,); 0 at its beginning."""
+        return self._actions[-1] if self._actions else torch.zeros(self.env_spec.action_dim)
 
     def _pixels(self) -> torch.Tensor:
         return torch.cat(tuple(self._stack))

@@ -21,8 +21,8 @@ class EnvBatch(EnvBase):
     (:class:`~covr_lightning.envs.process.EnvProcess`) step at the same time. A partial reset (TorchRL's ``_reset``)
     resets those it names and leaves the others alone.
 
-    Observations are ``pixels`` (N, 3·k, H, W) uint8 and ``env`` (N,) int64, the environment's number, so that a
-    transition says whose it is. Actions are (N, A).
+    Observations are ``pixels`` (N, 3·k, H, W) uint8, ``env`` (N,) int64, the environment's number, so that a
+    transition says whose it is, and ``previous_action`` (N, A), 0 at an episode's beginning. Actions are (N, A).
 
     Args:
         envs: The environments.
@@ -46,6 +46,7 @@ class EnvBatch(EnvBase):
                 0, 255, (n, spec.channels, spec.frame_height, spec.frame_width), dtype=torch.uint8, device="cpu"
             ),
             env=Unbounded((n,), dtype=torch.int64),
+            previous_action=Bounded(-1.0, 1.0, (n, spec.action_dim), dtype=torch.float32),
             shape=(n,),
         )
         self.action_spec = Bounded(-1.0, 1.0, (n, spec.action_dim), dtype=torch.float32)
@@ -113,4 +114,6 @@ class EnvBatch(EnvBase):
 
     def _stacked(self, *keys: str) -> TensorDict:
         values = {key: torch.stack([newest[key] for newest in self._newest]) for key in keys}
-        return TensorDict({**values, "env": self._numbers.clone()}, [len(self.envs)])
+        actions = torch.stack([env.previous_action for env in self.envs])
+        values |= {"env": self._numbers.clone(), "previous_action": actions}
+        return TensorDict(values, [len(self.envs)])

@@ -46,14 +46,14 @@ class EnvProcesses:
         """Refuse what cannot work."""
         for name in ("step_timeout_seconds", "start_timeout_seconds"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"data.processes.{name} is {getattr(self, name)}; it must be above 0.")
+                raise ConfigError(f"data.collection.env_processes.{name} is {getattr(self, name)}; it must be above 0.")
         for name in ("restarts", "first_wait_seconds"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"data.processes.{name} is {getattr(self, name)}; it must be at least 0.")
+                raise ConfigError(f"data.collection.env_processes.{name} is {getattr(self, name)}; it must be at least 0.")
         if not self.longest_wait_seconds >= self.first_wait_seconds:
             raise ConfigError(
-                f"data.processes.longest_wait_seconds is {self.longest_wait_seconds}; it must be at least "
-                f"data.processes.first_wait_seconds = {self.first_wait_seconds}."
+                f"data.collection.env_processes.longest_wait_seconds is {self.longest_wait_seconds}; it must be at least "
+                f"data.collection.env_processes.first_wait_seconds = {self.first_wait_seconds}."
             )
 
     def wait_seconds(self, restart: int) -> float:
@@ -95,9 +95,7 @@ class EnvProcess(PixelEnv):
         EnvironmentLost: From a reset or from :meth:`restore_episode`: the allowed restarts are used up.
     """
 
-    def __init__(
-        self, factory: EnvFactory, seed: int, number: int = 0, settings: EnvProcesses | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, factory: EnvFactory, seed: int, number: int = 0, settings: EnvProcesses | None = None) -> None:
         spec = factory.spec
         self.number = number
         self.settings = settings or EnvProcesses()
@@ -128,16 +126,16 @@ class EnvProcess(PixelEnv):
             return  # it starts with this seed
 
     def random_state(self) -> dict[str, Any]:
-        """What the next reset draws from; while the process is down, ``{"seed": …}``, what it will be started with."""
+        """What the next reset draws from; while the process is down, ``{"restart_seed": …}``."""
         try:
             return self._ask("random_state")
         except ChildLost:
-            return {"seed": self._seed_of_restart()}
+            return {"restart_seed": self._seed_of_restart()}
 
     def set_random_state(self, state: dict[str, Any]) -> None:
         """Let the next reset draw from what :meth:`random_state` gave; starts a process that is down."""
-        if "seed" in state:
-            self.simulator_seed(state["seed"])
+        if "restart_seed" in state:
+            self.simulator_seed(state["restart_seed"])
         else:
             self._asked_seed = None
             self._ask_surely("set_random_state", state)
@@ -236,7 +234,7 @@ class EnvProcess(PixelEnv):
             if self._in_a_row >= self.settings.restarts:
                 raise EnvironmentLost(
                     f"Environment {self.number} is lost ({self._why_lost}), and all {self.settings.restarts} restarts "
-                    "in a row that data.processes.restarts allows are used up"
+                    "in a row that data.collection.env_processes.restarts allows are used up"
                 )
             time.sleep(max(0.0, self._not_before - time.monotonic()))
             seed = self._seed_of_restart()

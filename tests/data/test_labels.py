@@ -89,7 +89,7 @@ def test_rows_that_were_overwritten_while_they_waited_are_skipped() -> None:
 
 
 class Constant:
-    def act(self, pixels, deterministic=False, generator=None):
+    def act(self, pixels, deterministic=False, generator=None, previous_action=None):
         return torch.full((len(pixels), 2), 0.25)
 
 

@@ -98,6 +98,23 @@ def test_what_does_not_repeat_itself_begins_the_next_episode() -> None:
     assert torch.equal(other.reset()["pixels"], expected)
 
 
+def test_of_two_restored_episodes_the_second_counts() -> None:
+    factory, _ = FACTORIES["pendulum-swingup"]
+    env, other = factory.make(1), factory.make(2)
+    generator = torch.Generator().manual_seed(0)
+    states = []
+    for _ in range(2):
+        env.reset()
+        play(env, 3, generator)
+        states.append(env.episode_state())
+    for state in states:
+        assert other.restore_episode(state)
+        assert torch.equal(other.reset()["pixels"], state["pixels"])
+    assert not other.restore_episode({**states[0], "pixels": None})
+    env.set_random_state(states[1]["drawn_from"])  # the second episode, which followed the first
+    assert torch.equal(other.reset()["pixels"], env.reset()["pixels"])
+
+
 def test_a_new_seed_ends_what_was_restored() -> None:
     factory, _ = FACTORIES["pendulum-swingup"]
     env, other = factory.make(1), factory.make(2)
