@@ -138,10 +138,12 @@ def check_agent_strategy(strategy: Strategy) -> None:
     Raises:
         ConfigError: It is not Lightning's DDP in processes that run the command anew.
     """
-    if type(strategy) is not DDPStrategy or isinstance(strategy.launcher, _MultiProcessingLauncher):
+    forks = isinstance(strategy.launcher, _MultiProcessingLauncher)
+    if type(strategy) is not DDPStrategy or forks:
         raise ConfigError(
-            f"trainer.strategy is {type(strategy).__name__}; an agent trains in several processes with auto or ddp "
-            "(its VLM can be fine-tuned in other ways, docs/several_gpus.md)."
+            f"trainer.strategy is {type(strategy).__name__}{' that spawns or forks' if forks else ''}; in several "
+            "processes an agent trains with auto or ddp (its VLM can be fine-tuned in other ways, "
+            "docs/several_gpus.md)."
         )
 
 

@@ -36,8 +36,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--ckpt_path", "nothere.ckpt"], ["nothere.ckpt", "--ckpt_path"]),
         ([*QUICK, "--ckpt_path", "last", "--name", "none-such"], ["none-such", "--ckpt_path last"]),
         (
-            [*QUICK, "--trainer.devices", "2", "--trainer.accelerator", "cpu"],
-            ["2 processes", "in one", "trainer.devices"],
+            [*QUICK, "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp_spawn"],
+            ["trainer.strategy", "spawns", "auto or ddp"],
         ),
         (["fit"], ["--config"]),
         (["fti"], ["'fti'", "fit, validate, test"]),

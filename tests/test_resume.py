@@ -127,7 +127,12 @@ def test_several_environments_are_resumed(untrained_vlm: Path, tmp_path: Path) -
     # Warm-up ends with the 20th agent step: 131 steps follow it, 65 updates, and half an update is owed.
     assert state["counters"]["grad_steps"] == 65
     assert state["updates_owed"] == 0.5
-    assert replay(stopped / "run")["env"].tolist() == [0, 1, 2] * 50
+    rows = replay(stopped / "run")
+    assert rows["env"].tolist() == [0, 1, 2] * 50
+    for env in range(3):
+        own = rows[rows["env"] == env]
+        before = torch.cat([torch.zeros(1, 1), own["action"][:-1] * ~own["next", "done"][:-1]])
+        assert torch.equal(own["previous_action"], before)
 
 
 def test_stopped_at_every_moment_in_turn(uninterrupted: Path, untrained_vlm: Path, tmp_path: Path) -> None:

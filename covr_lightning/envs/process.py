@@ -44,16 +44,17 @@ class EnvProcesses:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        key = "data.collection.env_processes"
         for name in ("step_timeout_seconds", "start_timeout_seconds"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"data.collection.env_processes.{name} is {getattr(self, name)}; it must be above 0.")
+                raise ConfigError(f"{key}.{name} is {getattr(self, name)}; it must be above 0.")
         for name in ("restarts", "first_wait_seconds"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"data.collection.env_processes.{name} is {getattr(self, name)}; it must be at least 0.")
+                raise ConfigError(f"{key}.{name} is {getattr(self, name)}; it must be at least 0.")
         if not self.longest_wait_seconds >= self.first_wait_seconds:
             raise ConfigError(
-                f"data.collection.env_processes.longest_wait_seconds is {self.longest_wait_seconds}; it must be at least "
-                f"data.collection.env_processes.first_wait_seconds = {self.first_wait_seconds}."
+                f"{key}.longest_wait_seconds is {self.longest_wait_seconds}; it must be at least "
+                f"{key}.first_wait_seconds = {self.first_wait_seconds}."
             )
 
     def wait_seconds(self, restart: int) -> float:
