@@ -1,6 +1,6 @@
 """One of several processes of a run: `covr`, and afterwards what this process holds as a file.
 
-process_of_a_run.py OUT [signal at ENV_STEPS] -- ARGUMENTS OF COVR, with torchrun's environment variables.
+process_of_a_run.py OUT [ENV_STEPS SIGNAL] -- ARGUMENTS OF COVR, with torchrun's environment variables.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def write_at_the_end(folder: Path) -> None:
     SACModule.on_train_end = on_train_end  # type: ignore[method-assign, assignment]
 
 
-def stop_at(env_steps: int) -> None:
+def stop_at(env_steps: int, signum: signal.Signals) -> None:
     """Send a signal to this process alone, and to no other of the run."""
     original = ExperienceData._store
 
     def store(data: ExperienceData, *args: object) -> int:
         if data.counters.env_steps == env_steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
         return original(data, *args)  # type: ignore[arg-type]
 
     ExperienceData._store = store  # type: ignore[method-assign, assignment]
@@ -69,5 +69,5 @@ if __name__ == "__main__":
     watch_evaluations()
     write_at_the_end(Path(own[0]))
     if len(own) > 1 and os.environ["RANK"] == "1":
-        stop_at(int(own[1]))
+        stop_at(int(own[1]), signal.Signals[own[2]])
     sys.exit(main(arguments))

@@ -27,8 +27,19 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def run(folder: Path, vlm: Path, count: int, *more: str, stop: int | None = None, status: int = 0) -> list[Held]:
-    """Train in `count` processes, as torchrun starts them; what each of them holds in the end."""
+def run(
+    folder: Path, vlm: Path, count: int, *more: str, stop: tuple[str, ...] = (), status: tuple[int, ...] = ()
+) -> list[Held]:
+    """Train in `count` processes, as torchrun starts them; what each of them holds in the end.
+
+    Args:
+        folder: Of all runs.
+        vlm: Its folder.
+        count: Processes.
+        more: Of the command line.
+        stop: Environment steps and name of a signal that the second process gets then.
+        status: Exit status of each; if any is not 0, there is nothing to return.
+    """
     port, started = str(free_port()), []
     arguments = fit_arguments(folder, vlm, *SETTINGS, "--trainer.devices", str(count), *more)
     out = folder / "held"
@@ -39,15 +50,16 @@ def run(folder: Path, vlm: Path, count: int, *more: str, stop: int | None = None
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
             "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(count),
         }  # fmt: skip
-        command = [sys.executable, "-m", "tests.process_of_a_run", str(out), *([] if stop is None else [str(stop)])]
+        command = [sys.executable, "-m", "tests.process_of_a_run", str(out), *stop]
         started.append(
             subprocess.Popen(
                 [*command, "--", *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         )
     said = [process.communicate(timeout=400)[0] for process in started]
-    assert [process.returncode for process in started] == [status] * count, "\n".join(said)
-    if status:
+    assert tuple(process.returncode for process in started) == (status or (0,) * count), "\n".join(said)
+    if any(status):
+        assert "Traceback" not in "".join(said)
         return []
     return [torch.load(out / f"process_{rank}.pt", weights_only=True) for rank in range(count)]
 
@@ -118,11 +130,17 @@ def assert_same(a: Any, b: Any, at: str = "") -> None:
 def test_one_process_is_told_to_stop_and_all_resume_exactly(
     two: list[Held], untrained_vlm: Path, tmp_path: Path
 ) -> None:
-    run(tmp_path, untrained_vlm, 2, stop=3200, status=143)
+    run(tmp_path, untrained_vlm, 2, stop=("3200", "SIGTERM"), status=(143, 143))
     resumed = run(tmp_path, untrained_vlm, 2, "--ckpt_path", "last")
     for mine, theirs in zip(resumed, two, strict=True):
         mine.pop("played"), theirs.pop("played")
         assert_same(mine, theirs)
+
+
+def test_a_process_that_dies_ends_the_others(untrained_vlm: Path, tmp_path: Path) -> None:
+    run(tmp_path, untrained_vlm, 2, stop=("3200", "SIGKILL"), status=(3, -9))
+    held = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    assert held["counters"]["env_steps"] == 3040  # the evaluation before
 
 
 @pytest.mark.parametrize(("before", "after", "envs"), [(2, 1, 1), (1, 2, 1), (1, 1, 3)])
