@@ -16,6 +16,7 @@ from rich.table import Table
 
 from covr_lightning.finetune.round import RoundReport
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
+from covr_lightning.saving.files import write_atomically
 
 #: One evaluation: ``env_steps``, then for ``return`` and whatever else is measured the mean and, as ``…_std``, the
 #: standard deviation over episodes.
@@ -52,8 +53,11 @@ class RunSummary(L.Callback):
         self.curve.append({"env_steps": steps, "return": measured.pop("return"), **measured})
         write_curve(self.curve, Path(trainer.default_root_dir) / "curve.csv")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table and the paths."""
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the table and the paths.
+
+        Not when training ends: a run killed between its last checkpoint and this trains no more when it is resumed.
+        """
         folder = Path(trainer.default_root_dir)
         rounds = self._rounds(trainer)
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -71,7 +75,7 @@ class RunSummary(L.Callback):
             "labels_unparsable": data.labels.unparsable if data.labels is not None else 0,
             "rounds": [r.as_dict() for r in rounds],
         }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        write_atomically(folder / "summary.json", [json.dumps(summary, indent=1).encode()])
         console = Console()
         for table in summary_tables(self.curve, rounds):
             console.print(table)
