@@ -19,6 +19,8 @@ assert "quickstart.yaml" in bundled_configs(), bundled_configs()
 assert resolve("ablations/m5").name == "m5.yaml" and len(yamls_in(resolve_folder("ablations"))) == 12
 assert (embedded_folder() / "model.safetensors").is_file()
 from covr_lightning.callbacks import ProgressiveFineTune
+from covr_lightning.published import published_results
+assert len(published_results()) == 317
 print(c.__file__)
 """
 
