@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
@@ -90,13 +91,15 @@ class ProgressiveFineTune(L.Callback):
         self._restored: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Load the VLM, make D_f and listen to the collector."""
-        if stage != "fit":
+        """Load the VLM, make D_f and listen to the collector; nothing of it if no round will ever be due."""
+        if stage != "fit" or self.schedule.round_at(0) is None:
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, SACModule), "this callback serves a SACModule"
         if data.vlm is None:
             raise ConfigError("ProgressiveFineTune has no VLM to fine-tune (YAML key vlm).")
+        if self.settings.seed is None:
+            self.settings = replace(self.settings, seed=data.seed)
         if self.launch is None:
             check_optimizer(self.settings.optimizer, trainer.strategy.root_device)
         data.vlm.load(data.spec)
@@ -118,7 +121,8 @@ class ProgressiveFineTune(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the VLM where the agent is."""
-        trainer.datamodule.vlm.to(pl_module.device)  # type: ignore[attr-defined]
+        if self.buffer is not None:
+            trainer.datamodule.vlm.to(pl_module.device)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Run a round if one is due."""
@@ -174,7 +178,7 @@ class ProgressiveFineTune(L.Callback):
 
     def _entropy(self, pl_module: SACModule, data: ExperienceData) -> float:
         """Estimate ε on states drawn from D, without touching the sampler's random state."""
-        generator = torch.Generator().manual_seed(self.settings.seed + data.counters.env_steps)
+        generator = torch.Generator().manual_seed((self.settings.seed or 0) + data.counters.env_steps)
         index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
         rows = data.storage.get(index)
         return fmean(processes.gather(pl_module.entropy_per_dim(rows["pixels"], rows.get("previous_action"))))
@@ -226,10 +230,9 @@ class ProgressiveFineTune(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over what a checkpoint brought: reports, D_f and the last round's adapter."""
         state, self._restored = self._restored, None
-        if state is None:
+        if state is None or self.buffer is None:
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
-        assert self.buffer is not None, "setup made it"
         assert data.vlm is not None, "setup checked it"
         self.reports = [RoundReport(**{**r, "score_quantiles": tuple(r["score_quantiles"])}) for r in state["reports"]]
         self._take_back([buffer for buffer in state["buffers"] if buffer is not None], data.cut_envs)

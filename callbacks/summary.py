@@ -17,6 +17,7 @@ from rich.table import Table
 from covr_lightning import processes
 from covr_lightning.finetune.round import RoundReport
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
+from covr_lightning.saving.files import write_atomically
 
 #: One evaluation: ``env_steps``, then for ``return`` and whatever else is measured the mean and, as ``…_std``, the
 #: standard deviation over episodes.
@@ -54,8 +55,11 @@ class RunSummary(L.Callback):
         if trainer.is_global_zero:
             write_curve(self.curve, Path(trainer.default_root_dir) / "curve.csv")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table and the paths; the figures of labels and lost episodes are those of all processes."""
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the table and the paths; the figures of labels and lost episodes are those of all processes.
+
+        Not when training ends: a run killed between its last checkpoint and this trains no more when it is resumed.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
         labels = data.labels
         mine = [data.lost_episodes, *([labels.asked, labels.unanswered, labels.unparsable] if labels else [0, 0, 0])]
@@ -78,7 +82,7 @@ class RunSummary(L.Callback):
             "labels_unparsable": unparsable,
             "rounds": [r.as_dict() for r in rounds],
         }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        write_atomically(folder / "summary.json", [json.dumps(summary, indent=1).encode()])
         console = Console()
         for table in summary_tables(self.curve, rounds):
             console.print(table)

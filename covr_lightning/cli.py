@@ -25,6 +25,8 @@ USAGE = """usage: covr COMMAND ...
                                                      write the policy as torch.export and ONNX
   covr benchmark inference [--vlm.path FOLDER] [--policy FOLDER]
                                                      memory and time an image
+  covr sweep FOLDER [--seeds 1 2 3] [-- --KEY VALUE ...]
+                                                     train every config of a folder with every seed; a table
   covr doctor                                        what is there, what is missing
   covr configs                                       the shipped configs
   covr train-embedded-vlm --out FOLDER               train the embedded VLM by its recipe
@@ -81,6 +83,7 @@ def _dispatch(arguments: list[str]) -> int:
         "configs": _configs,
         "train-embedded-vlm": _train_embedded_vlm,
         "export": _export,
+        "sweep": _sweep,
         "benchmark": _benchmark,
     }
     if command in own:
@@ -137,6 +140,12 @@ def _export(arguments: list[str]) -> int:
     from covr_lightning.training import export
 
     return export(resolved, Path(folder))
+
+
+def _sweep(arguments: list[str]) -> int:
+    from covr_lightning.sweep.command import sweep
+
+    return sweep(arguments)
 
 
 def _benchmark(arguments: list[str]) -> int:

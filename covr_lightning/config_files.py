@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,16 +17,35 @@ from covr_lightning.yaml_errors import check_syntax
 
 
 def bundled_configs() -> dict[str, Path]:
-    """Name → path of every shipped YAML."""
-    folder = Path(str(importlib.resources.files("covr_lightning.configs")))
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+    """Name → path of every shipped YAML; one in a folder is named ``folder/name.yaml``."""
+    root = _bundled_root()
+    paths = yamls_in(root) + [path for folder in sorted(root.glob("*/")) for path in yamls_in(folder)]
+    return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def bundled_folders() -> dict[str, Path]:
+    """Name → path of every shipped folder of YAMLs."""
+    return {path.parent.name: path.parent for name, path in bundled_configs().items() if "/" in name}
+
+
+def yamls_in(folder: Path) -> list[Path]:
+    """The YAMLs of a folder, m2 before m10."""
+
+    def by_number(path: Path) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
+
+    return sorted(folder.glob("*.yaml"), key=by_number)
+
+
+def _bundled_root() -> Path:
+    return Path(str(importlib.resources.files("covr_lightning.configs")))
 
 
 def resolve(name: str) -> Path:
     """Find a config.
 
     Args:
-        name: A path, or a bare name with or without ``.yaml``.
+        name: A path, or the name of a shipped config, with or without ``.yaml``.
 
     Raises:
         ConfigError: It is in neither place; the message names the nearest ones.
@@ -31,12 +54,35 @@ def resolve(name: str) -> Path:
     for candidate in (Path(name).expanduser(), Path(f"{name}.yaml").expanduser()):
         if candidate.is_file():
             return candidate
-        if candidate.name in bundled and candidate.parent == Path("."):
-            return bundled[candidate.name]
-    near = difflib.get_close_matches(Path(name).name, bundled, n=3, cutoff=0.4)
+        if candidate.as_posix() in bundled:
+            return bundled[candidate.as_posix()]
+    raise no_config("config", name, bundled, "--config")
+
+
+def resolve_folder(name: str) -> Path:
+    """Find a folder of configs.
+
+    Args:
+        name: A path, or the name of a shipped folder.
+
+    Raises:
+        ConfigError: It is in neither place; the message names the nearest ones.
+    """
+    bundled, folder = bundled_folders(), Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.as_posix() in bundled:
+        return bundled[folder.as_posix()]
+    raise no_config("folder of configs", name, bundled, "covr sweep")
+
+
+def no_config(kind: str, name: str, bundled: dict[str, Path], option: str) -> ConfigError:
+    """The error of a name that leads nowhere."""
+    by_last = {path.rpartition("/")[2]: path for path in bundled}
+    near = [by_last[last] for last in difflib.get_close_matches(Path(name).name, by_last, n=3, cutoff=0.4)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ConfigError(
-        f"No config {name!r} in {Path.cwd()} or among the shipped ones (--config): {hint}"
+    return ConfigError(
+        f"No {kind} {name!r} in {Path.cwd()} or among the shipped ones ({option}): {hint}"
         f"Shipped are {', '.join(bundled)}."
     )
 
@@ -62,8 +108,20 @@ def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     return [below for name in names for below in with_bases(resolve(name), (*above, path.resolve()))] + [path]
 
 
+def read_config(value: str) -> dict[str, Any]:
+    """The keys of a config as :func:`resolve_arguments` hands it on: a path, or YAML text, which has several lines."""
+    text = value if "\n" in value else Path(value).read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    return content if isinstance(content, dict) else {}
+
+
 def resolve_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
     """Replace the value of every ``--config`` (``-c``) by the path it leads to, behind the configs it builds on.
+
+    A base that an earlier config built on already is not applied again: it would undo what came after it.
+
+    A YAML may have a mapping at ``trainer.callbacks`` instead of a list. It changes the last callback of the list so
+    far, as ``--trainer.callbacks.KEY`` does on the command line, and is handed on as such arguments.
 
     Args:
         argv: Command line arguments.
@@ -76,6 +134,7 @@ def resolve_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
     """
     out: list[str] = []
     stems: list[str] = []
+    applied: set[Path] = set()
     arguments = iter(argv)
     for argument in arguments:
         name: str | None
@@ -90,6 +149,36 @@ def resolve_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
             continue
         path = resolve(name)
         stems.append(path.stem)
-        for each in with_bases(path):
-            out += ["--config", str(each)]
+        *bases, own = with_bases(path)
+        for each in [base for base in bases if base.resolve() not in applied] + [own]:
+            out += _as_arguments(each)
+            applied.add(each.resolve())
     return out, stems
+
+
+def _as_arguments(path: Path) -> list[str]:
+    """A config as ``--config``, with a mapping at ``trainer.callbacks`` behind it, key by key."""
+    trainer = read_config(str(path)).get("trainer")
+    changes = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    if not isinstance(changes, dict):
+        return ["--config", str(path)]
+    # Nodes keep how each value is written: a plain 1e-3 is a number to the parser, and text to YAML 1.1.
+    root: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    trainer_node = next(value for key, value in root.value if key.value == "trainer")
+    trainer_node.value = [(key, value) for key, value in trainer_node.value if key.value != "callbacks"]
+    rest = yaml.serialize(root, Dumper=yaml.SafeDumper) + "\n"
+    return ["--config", rest, *(part for setting in _flat("--trainer.callbacks", changes) for part in setting)]
+
+
+def _flat(flag: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Keys below `flag` as flags with their values; a class comes before its arguments."""
+    if not isinstance(value, dict):
+        yield flag, value if isinstance(value, str) else json.dumps(value)
+        return
+    if "class_path" in value:
+        yield flag, value["class_path"]
+    for key, below in value.items():
+        if key == "init_args":
+            yield from _flat(flag, below)
+        elif key != "class_path":
+            yield from _flat(f"{flag}.{key}", below)

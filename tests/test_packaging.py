@@ -13,11 +13,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROBE = """
 import covr_lightning, covr_lightning.callbacks as c
-from covr_lightning.config_files import bundled_configs
+from covr_lightning.config_files import bundled_configs, resolve, resolve_folder, yamls_in
 from covr_lightning.vlm.loading import embedded_folder
 assert "quickstart.yaml" in bundled_configs(), bundled_configs()
+assert resolve("ablations/m5").name == "m5.yaml" and len(yamls_in(resolve_folder("ablations"))) == 12
 assert (embedded_folder() / "model.safetensors").is_file()
 from covr_lightning.callbacks import ProgressiveFineTune
+from covr_lightning.published import published_results
+assert len(published_results()) == 317
 print(c.__file__)
 """
 
@@ -57,6 +60,7 @@ def test_from_the_built_wheel(wheel: Path, tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"covr_lightning"}
     assert "covr_lightning/callbacks/progressive_finetune.py" in names
     assert "covr_lightning/configs/quickstart.yaml" in names
+    assert "covr_lightning/configs/ablations/m1.yaml" in names
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert Path(run(PROBE, elsewhere, tmp_path / "site")).parent == tmp_path / "site" / "covr_lightning" / "callbacks"

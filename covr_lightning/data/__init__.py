@@ -4,5 +4,6 @@ from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue
+from covr_lightning.data.return_sampler import ReturnSampler
 
-__all__ = ["ExperienceData", "ExplorationPolicy", "FrameStackStorage", "LabelQueue"]
+__all__ = ["ExperienceData", "ExplorationPolicy", "FrameStackStorage", "LabelQueue", "ReturnSampler"]

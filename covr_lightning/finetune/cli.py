@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from covr_lightning.cli import run_folder
+from covr_lightning.config_files import read_config
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.alone import fine_tune_saved
 from covr_lightning.finetune.module import VLMFineTuner
@@ -33,7 +33,7 @@ def fine_tunes_alone(arguments: list[str]) -> bool:
     named = ""
     for flag, path in itertools.pairwise(arguments):
         if flag == "--config":
-            data = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}).get("data")
+            data = read_config(path).get("data")
             named = str(data.get("class_path", named)) if isinstance(data, dict) else named
     return named.rpartition(".")[2] == SavedRows.__name__
 

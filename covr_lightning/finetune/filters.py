@@ -31,6 +31,9 @@ class Filter(ABC):
         """The score that a row must exceed, in the scores' own unit; NaN where there is none."""
         return math.nan
 
+    def reseed(self, seed: int) -> None:  # noqa: B027 (most filters draw nothing)
+        """Begin a round: what is drawn in it follows from `seed` alone, so that a resumed run draws the same."""
+
 
 class EDDF(Filter):
     """Exploration-driven dynamic filter (Eq. 5): keep z > τ = Median(z) + Sigmoid(ε)·IQR(z), z the z-scores of g.
@@ -39,22 +42,25 @@ class EDDF(Filter):
     ``sign="prose"`` takes Sigmoid(−ε).
 
     Comparison. z against τ(z) keeps exactly the rows that g against τ(g) keeps, because median and IQR move with any
-    affine change: z-scoring itself changes nothing. ``compare="raw"`` compares the raw g with τ computed on z, another
-    reading of the paper's sentence.
+    affine change: z-scoring itself changes nothing. ``compare="unscaled"`` is g against τ(g), without any z-scores
+    (ablation M5), so it keeps the same rows. ``compare="raw"`` compares the raw g with τ computed on z, another reading
+    of the paper's sentence, which keeps others.
 
     Median and quartiles are NumPy's (linear interpolation). When all scores are equal, τ equals them all and nothing
     would exceed it; then every row is kept.
 
     Args:
         sign: ``"printed"`` or ``"prose"``.
-        compare: ``"z"`` or ``"raw"``.
+        compare: ``"z"``, ``"raw"`` or ``"unscaled"``.
     """
 
-    def __init__(self, sign: Literal["printed", "prose"] = "printed", compare: Literal["z", "raw"] = "z") -> None:
+    def __init__(
+        self, sign: Literal["printed", "prose"] = "printed", compare: Literal["z", "raw", "unscaled"] = "z"
+    ) -> None:
         if sign not in ("printed", "prose"):
             raise ConfigError(f"filter.sign is {sign!r}; it can be 'printed' or 'prose'.")
-        if compare not in ("z", "raw"):
-            raise ConfigError(f"filter.compare is {compare!r}; it can be 'z' or 'raw'.")
+        if compare not in ("z", "raw", "unscaled"):
+            raise ConfigError(f"filter.compare is {compare!r}; it can be 'z', 'raw' or 'unscaled'.")
         self.sign = sign
         self.compare = compare
 
@@ -66,23 +72,25 @@ class EDDF(Filter):
         if bool((g == g[0]).all()):
             return torch.ones(len(g), dtype=torch.bool)
         z = (g - g.mean()) / g.std(correction=0)
-        return (z if self.compare == "z" else g) > self._tau(z, entropy)
+        return (z if self.compare == "z" else g) > self._tau(g if self.compare == "unscaled" else z, entropy)
 
     def threshold(self, scores: Tensor, entropy: float) -> float:
         """τ in the unit of the scores: z-scores are turned back."""
         g = _as_vector(scores)
         if g.numel() == 0:
             return math.nan
-        spread = g.std(correction=0)
         if bool((g == g[0]).all()):
             return float(g[0])
+        if self.compare == "unscaled":
+            return float(self._tau(g, entropy))
+        spread = g.std(correction=0)
         tau = self._tau((g - g.mean()) / spread, entropy)
         return float(tau * spread + g.mean()) if self.compare == "z" else float(tau)
 
-    def _tau(self, z: Tensor, entropy: float) -> Tensor:
-        q1, median, q3 = torch.quantile(z, torch.tensor([0.25, 0.5, 0.75], dtype=z.dtype))
+    def _tau(self, scores: Tensor, entropy: float) -> Tensor:
+        q1, median, q3 = torch.quantile(scores, torch.tensor([0.25, 0.5, 0.75], dtype=scores.dtype))
         signed = entropy if self.sign == "printed" else -entropy
-        return median + torch.sigmoid(torch.tensor(signed, dtype=z.dtype)) * (q3 - q1)
+        return median + torch.sigmoid(torch.tensor(signed, dtype=scores.dtype)) * (q3 - q1)
 
 
 class TopFraction(Filter):
@@ -111,12 +119,18 @@ class RandomSubset(Filter):
 
     Args:
         like: The filter whose count is matched; EDDF by default.
-        seed: Seed of the choice.
+        seed: Added to the round's seed.
     """
 
     def __init__(self, like: Filter | None = None, seed: int = 0) -> None:
         self.like = like or EDDF()
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Begin a round."""
+        self.like.reseed(seed)
+        self.generator.manual_seed(self.seed + seed)
 
     def keep(self, scores: Tensor, entropy: float) -> Tensor:
         """As many random rows as `like` keeps."""

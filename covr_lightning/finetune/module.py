@@ -40,7 +40,8 @@ class FineTuneSettings:
         label_smoothing: See :func:`~covr_lightning.finetune.loss.weighted_nll`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         held_out: Share of the kept rows that are not trained on and measure the VLM before and after.
-        seed: Seed of split, order, dropout and adapter.
+        seed: Seed of split, order, dropout, adapter, and what filter and weight draw; by default that of the agent's
+            data (YAML key data.seed), or 0 for a fine-tuning that stands alone.
     """
 
     epochs: int = 2
@@ -53,7 +54,7 @@ class FineTuneSettings:
     label_smoothing: float = 0.1
     gradient_checkpointing: bool = True
     held_out: float = 0.1
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -186,7 +187,7 @@ class VLMFineTuner(L.LightningModule):
 
     def train_loader(self, frames: Tensor, actions: Tensor, weights: Tensor) -> DataLoader:
         """Shuffled batches of rows; shapes as in :meth:`loss`."""
-        order = torch.Generator().manual_seed(self.settings.seed + self.vlm.round)
+        order = torch.Generator().manual_seed((self.settings.seed or 0) + self.vlm.round)
         return DataLoader(
             TensorDataset(frames, actions, weights),
             batch_size=min(self.settings.batch_size, len(frames)),

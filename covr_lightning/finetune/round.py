@@ -134,6 +134,9 @@ def fine_tune_round(
     """
     check_optimizer(settings.optimizer, vlm.device if launch is None else None)
     start, peak = time.monotonic(), PeakMemory(vlm.device)
+    seed = (settings.seed or 0) + report.round
+    filter_.reseed(seed)
+    weight.reseed(seed)
     report.entropy = entropy
     report.tau = filter_.threshold(scores, entropy)
     if len(scores):
@@ -145,7 +148,7 @@ def fine_tune_round(
         report.note = f"{len(kept)} of {len(scores)} rows kept: nothing to fine-tune on"
         return report
 
-    with own_randomness(settings.seed + report.round):
+    with own_randomness(seed):
         order = kept[torch.randperm(len(kept))]
         n_held_out = min(max(1, round(settings.held_out * len(kept))), len(kept) - 1) if settings.held_out else 0
         held_out, training = order[:n_held_out], order[n_held_out:]

@@ -15,6 +15,9 @@ class Weight(ABC):
     def __call__(self, scores: Tensor) -> Tensor:
         """Weights (N,) ≥ 0 of scores (N,)."""
 
+    def reseed(self, seed: int) -> None:  # noqa: B027 (most weights draw nothing)
+        """Begin a round: what is drawn in it follows from `seed` alone, so that a resumed run draws the same."""
+
 
 class RALW(Weight):
     """Return-aware loss weight (Eq. 6): w = max(ḡ, 0), ḡ the kept returns mapped to [−1, 1] by their extremes.
@@ -44,11 +47,16 @@ class RandomWeight(Weight):
     """Weights drawn from U(0, 1) (ablation M9).
 
     Args:
-        seed: Seed of the draw.
+        seed: Added to the round's seed.
     """
 
     def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Begin a round."""
+        self.generator.manual_seed(self.seed + seed)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Random weights (N,)."""

@@ -8,9 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from covr_lightning.callbacks import ProgressiveFineTune
 
+from covr_lightning.agent import SACModule
+from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
+from covr_lightning.finetune import FineTuneSettings, NeverSchedule
 from covr_lightning.finetune.round import RoundReport
 
 
@@ -34,3 +38,36 @@ def test_peak_memory_goes_to_log_json_and_loggers(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.INFO):
         ProgressiveFineTune()._record(trainer, SimpleNamespace(vlm=None), RoundReport(3, 2000, 0))
     assert "MB" not in caplog.text
+
+
+class FakeVLM:
+    """Notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def load(self, spec: object) -> None:
+        self.calls.append("load")
+
+    def load_weights(self) -> None:
+        self.calls.append("load_weights")
+
+
+def set_up(callback: ProgressiveFineTune) -> tuple[ProgressiveFineTune, FakeVLM, int]:
+    vlm, agent = FakeVLM(), SACModule(DMControl("cartpole-swingup", size=40).spec, hidden=8, filters=2)
+    data = SimpleNamespace(vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[])
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    callback.setup(SimpleNamespace(datamodule=data, strategy=strategy), agent, "fit")  # type: ignore[arg-type]
+    return callback, vlm, len(data.listeners)
+
+
+def test_a_round_draws_from_the_seed_of_the_data_unless_it_has_one() -> None:
+    callback, vlm, listeners = set_up(ProgressiveFineTune())
+    assert (callback.settings.seed, vlm.calls, listeners) == (7, ["load", "load_weights"], 1)
+    assert set_up(ProgressiveFineTune(settings=FineTuneSettings(seed=3)))[0].settings.seed == 3
+
+
+def test_without_rounds_nothing_is_loaded_and_nothing_kept() -> None:
+    callback, vlm, listeners = set_up(ProgressiveFineTune(schedule=NeverSchedule()))
+    assert (callback.buffer, vlm.calls, listeners) == (None, [], 0)
+    assert callback.state_dict() == {"reports": [], "buffer": None}

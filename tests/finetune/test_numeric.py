@@ -19,6 +19,7 @@ from covr_lightning.finetune import (
     NeverSchedule,
     PrintedSchedule,
     RandomSubset,
+    RandomWeight,
     TopFraction,
     ralw_loss,
 )
@@ -59,6 +60,21 @@ def test_eddf_equals_numpy_and_ignores_z_scoring(seed: int, sign: str) -> None:
     np.testing.assert_array_equal(kept, EDDF(sign=sign).keep(moved, entropy).numpy())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_ablation_m5_keeps_the_rows_of_eddf(seed: int) -> None:
+    """Z-scoring is affine, so leaving it out changes nothing; comparing raw returns with τ of z-scores does."""
+    generator = torch.Generator().manual_seed(seed)
+    g = torch.randn(500, generator=generator).exp() * 40 - 30
+    entropy = float(torch.randn((), generator=generator) * 3)
+    kept, m5, raw = (EDDF(compare=how).keep(g, entropy) for how in ("z", "unscaled", "raw"))  # type: ignore[arg-type]
+    assert torch.equal(kept, m5)
+    assert 0 < int(kept.sum()) < 250
+    assert not torch.equal(kept, raw)
+    assert EDDF(compare="unscaled").threshold(g, entropy) == pytest.approx(EDDF().threshold(g, entropy))
+    # By NumPy, in the returns' own unit.
+    np.testing.assert_array_equal(m5.numpy(), numpy_eddf(g.double().numpy(), entropy, z_score=False))
+
+
 def test_eddf_raw_compares_raw_returns_with_the_threshold_of_z_scores() -> None:
     g = torch.tensor([5.0, 6.0, 7.0, 50.0])  # every raw return is above any threshold of z-scores
     assert EDDF(compare="raw").keep(g, 0.0).all()
@@ -66,7 +82,7 @@ def test_eddf_raw_compares_raw_returns_with_the_threshold_of_z_scores() -> None:
 
 
 @pytest.mark.parametrize(("g", "kept"), [([], 0), ([3.0], 1), ([2.0] * 9, 9)])
-@pytest.mark.parametrize("compare", ["z", "raw"])
+@pytest.mark.parametrize("compare", ["z", "raw", "unscaled"])
 def test_eddf_of_empty_single_and_equal_buffers(g: list[float], kept: int, compare: str) -> None:
     mask = EDDF(compare=compare).keep(torch.tensor(g), 1.0)  # type: ignore[arg-type]
     assert mask.dtype == torch.bool
@@ -83,6 +99,18 @@ def test_other_filters() -> None:
             TopFraction(bad)
     with pytest.raises(ConfigError, match="'printed' or 'prose'"):
         EDDF(sign="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [RandomSubset(TopFraction(0.3)), RandomWeight(seed=5)])
+def test_what_a_round_draws_follows_from_its_seed(part: RandomSubset | RandomWeight) -> None:
+    def draw(seed: int) -> list[float]:
+        part.reseed(seed)
+        scores = torch.arange(100.0)
+        return (part.keep(scores, 0.0) if isinstance(part, RandomSubset) else part(scores)).tolist()
+
+    first = draw(1)
+    assert draw(2) != first
+    assert draw(1) == first  # as in a run that was resumed before the round
 
 
 # -- RALW ----------------------------------------------------------------------------------------------------------

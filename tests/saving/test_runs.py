@@ -143,6 +143,14 @@ def test_killed_between_evaluations(
     assert [point["env_steps"] for point in end["curve"]] == [40, 1000, 2000]
 
 
+def test_killed_between_the_last_checkpoint_and_the_summary(covr: Callable[..., int], tmp_path: Path) -> None:
+    assert covr("fit") == 0
+    before = summary(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    assert covr("fit", None, "--ckpt_path", "last") == 0
+    assert summary(tmp_path / "run") == before
+
+
 @pytest.mark.slow
 def test_kill_9_again_and_again(covr: Callable[..., int], tmp_path: Path) -> None:
     options, moments = {"every_env_steps": 80}, random.Random(0)

@@ -1,0 +1,1 @@
+"""``covr sweep``: several configs × several seeds, one table."""
