@@ -51,7 +51,7 @@ class ReturnSampler(Sampler):
         self._g = torch.empty(0)  # by position; NaN where there is none
         self._best = torch.empty(0, dtype=torch.long)
         self._seen = 0  # rows seen so far, by running number
-        self._open = 0  # running number of the first row of the open episode
+        self._open: dict[int, list[int]] = {}  # running numbers of each environment's rows since its last episode
 
     def sample(self, storage: FrameStackStorage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Draw rows.
@@ -96,16 +96,26 @@ class ReturnSampler(Sampler):
         new = torch.arange(max(self._seen, oldest), end) % size
         changed = not bool(self._g[new].isnan().all())  # rows that had one were overwritten
         self._g[new] = math.nan
-        self._seen, self._open = end, max(self._open, oldest)
-        rows = torch.arange(self._open, end)
         following: Any = storage.column("next")
-        done = following["done"].cpu()[rows % size].reshape(-1)
-        for last in rows[done].tolist():
-            episode = torch.arange(self._open, last + 1) % size
-            rewards = following["reward"].cpu()[episode].reshape(-1)
-            self._g[episode] = discounted_returns(rewards, self.gamma)
-            self._open, changed = last + 1, True
+        done = following["done"].cpu().reshape(-1)
+        for row in range(max(self._seen, oldest), end):
+            env = int(storage.column("env")[row % size])
+            changed |= self._finish(env, following["reward"], done, oldest)  # it was cut after it was seen
+            self._open.setdefault(env, []).append(row)
+        for env in list(self._open):
+            changed |= self._finish(env, following["reward"], done, oldest)
+        self._seen = end
         return changed
+
+    def _finish(self, env: int, reward: Tensor, done: Tensor, oldest: int) -> bool:
+        """Give the rows of an environment's open episode their return, if it has ended by now."""
+        rows = [row for row in self._open.get(env, ()) if row >= oldest]
+        if not rows or not bool(done[rows[-1] % len(done)]):
+            return False
+        episode = torch.tensor(rows) % len(self._g)
+        self._g[episode] = discounted_returns(reward[episode].cpu().reshape(-1), self.gamma)
+        del self._open[env]
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: all of it follows from the storage."""

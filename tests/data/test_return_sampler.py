@@ -16,11 +16,11 @@ from covr_lightning.errors import ConfigError
 from tests.short_runs import SMALL_SETTINGS
 
 
-def row(reward: float, done: bool = False) -> TensorDict:
+def row(reward: float, done: bool = False, env: int = 0) -> TensorDict:
     pixels = torch.zeros(9, 2, 2, dtype=torch.uint8)
     following = {"pixels": pixels, "reward": torch.tensor([reward]), "done": torch.tensor([done])}
     following["truncated"] = following["done"].clone()
-    return TensorDict({"pixels": pixels, "next": TensorDict(following)})
+    return TensorDict({"env": torch.tensor(env), "pixels": pixels, "next": TensorDict(following)})
 
 
 def replay(sampler: ReturnSampler, capacity: int = 10) -> TensorDictReplayBuffer:
@@ -52,13 +52,14 @@ def test_best_rows_of_hand_made_episodes() -> None:
     assert add(*[row(0.0)] * 3, row(0.0, done=True), row(5.0)) == [1, 2, 3, 4, 5]
 
 
-def naive_best(rows: list[tuple[int, float, bool]], capacity: int, top: float, gamma: float) -> list[int]:
-    """All rows ever written as (position, reward, done): each return as the sum that it is, and a sort."""
+def naive_best(rows: list[tuple[int, float, bool, int]], capacity: int, top: float, gamma: float) -> list[int]:
+    """All rows ever written as (position, reward, done, env): each return as the sum that it is, and a sort."""
     returns = {}
-    for i, (position, _, _) in enumerate(rows):
-        ends = [k for k in range(i, len(rows)) if rows[k][2]]
+    for i, (position, _, _, env) in enumerate(rows):
+        later = [row for row in rows[i:] if row[3] == env]
+        ends = [k for k, row in enumerate(later) if row[2]]
         returns[position] = (  # a later row at the same position comes later
-            sum(gamma ** (k - i) * rows[k][1] for k in range(i, ends[0] + 1)) if ends else None
+            sum(gamma**k * later[k][1] for k in range(ends[0] + 1)) if ends else None
         )
     known = sorted((g for g in returns.values() if g is not None), reverse=True)
     if not known:
@@ -67,8 +68,8 @@ def naive_best(rows: list[tuple[int, float, bool]], capacity: int, top: float, g
     return sorted(position for position, g in returns.items() if g is not None and g >= lowest)
 
 
-@pytest.mark.parametrize("capacity", [200, 23])
-def test_equals_a_naive_version_also_when_it_begins_anew(capacity: int) -> None:
+@pytest.mark.parametrize(("capacity", "envs"), [(200, 1), (23, 1), (200, 3), (23, 2)])
+def test_equals_a_naive_version_also_when_it_begins_anew(capacity: int, envs: int) -> None:
     generator = torch.Generator().manual_seed(3)
     sampler = ReturnSampler(top=0.25, gamma=0.5)
     buffer, rows, sizes = replay(sampler, capacity), [], set()
@@ -77,8 +78,9 @@ def test_equals_a_naive_version_also_when_it_begins_anew(capacity: int) -> None:
             torch.randint(-20, 20, (), generator=generator)
         )  # g is exact in float32 where episodes are short
         done = bool(torch.rand((), generator=generator) < 0.3)
-        rows.append((len(rows) % capacity, reward, done))
-        buffer.extend(row(reward, done)[None])
+        env = int(torch.randint(0, envs, (), generator=generator))
+        rows.append((len(rows) % capacity, reward, done, env))
+        buffer.extend(row(reward, done, env)[None])
         expected = naive_best(rows, capacity, 0.25, 0.5)
         assert sampler.best(buffer.storage).tolist() == expected
         resumed = ReturnSampler(top=0.25, gamma=0.5)
