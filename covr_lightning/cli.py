@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import re
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     # other job, an update on two cores took 1103 ms spinning and 122 ms sleeping. Read once, when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _log_to_stderr()
+    _show_crashes()
     try:
         return _dispatch(arguments)
     except RunStopped as stopped:
@@ -204,6 +206,13 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _show_crashes() -> None:
+    """Have a crash in a native library (CARLA's client, a driver) say where Python was."""
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # a standard error that is no file
+            faulthandler.enable()
 
 
 if __name__ == "__main__":

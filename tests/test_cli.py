@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,10 @@ def test_help_version_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert main(["configs"]) == 0
     assert "quickstart.yaml" in capsys.readouterr().out
+
+
+def test_a_native_crash_says_where_python_was() -> None:
+    code = "from covr_lightning.cli import main; main(['--version']); import os; os.kill(os.getpid(), 11)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGSEGV
+    assert "most recent call first" in done.stderr

@@ -294,6 +294,29 @@ def one_driver(port: int) -> dict[str, Any]:
     return {"after": after, "count": count}
 
 
+def loads_a_town(port: int) -> dict[str, Any]:
+    """What the settings were when towns were loaded, and what is left of another client's setting after closing."""
+    import carla
+
+    class Watched(carla.Client):
+        def load_world(self, *arguments: Any, **options: Any) -> Any:
+            before = self.get_world().get_settings().synchronous_mode
+            world = super().load_world(*arguments, **options)
+            loads.append([before, world.get_settings().synchronous_mode])
+            return world
+
+    loads: list[list[bool]] = []
+    other = carla.Client("127.0.0.1", port)
+    settings = other.get_world().get_settings()
+    settings.max_substeps = 7
+    other.get_world().apply_settings(settings)
+    carla.Client = Watched
+    env = Carla(MIXED, port=port, **FAST).make(1)
+    played = simulator_of(env).connection.map.name
+    env.close()
+    return {"loads": loads, "map": played, "substeps": other.get_world().get_settings().max_substeps}
+
+
 def refused(**arguments: Any) -> dict[str, Any]:
     """The sentence with which making an environment is refused."""
     began = time.monotonic()

@@ -37,6 +37,14 @@ def test_one_server_shared_by_two_environments(carla_loopback: Start):
     assert result["left"] == NOTHING
 
 
+def test_a_town_is_loaded_while_the_server_waits_for_ticks(carla_loopback: Start):
+    """A state that arrives while the client's library loads a town kills the process now and then."""
+    result = call("loads_a_town", port=carla_loopback(MIXED).port)
+    assert result["loads"] == [[True, True]]
+    assert result["map"].endswith("Town05")
+    assert result["substeps"] == 7, "settings are put back, also past a load"
+
+
 def test_a_server_ends_only_its_own_processes(tmp_path: Path):
     result = call("own_servers", root=str(fake_installation(tmp_path, MIXED)))
     assert abs(result["ports"][0] - result["ports"][1]) >= 3

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Loading a town takes minutes on a slow disk, and the server answers nothing meanwhile.
 LOAD_SECONDS = 180.0
+#: How long a client's threads get to be done with what the server sent last.
+QUIET_SECONDS = 0.1
 #: Waits between attempts to reconnect double from one second up to this.
 LONGEST_WAIT_SECONDS = 30.0
 TAG = "covr"
@@ -155,16 +157,19 @@ class CarlaConnection:
             check_versions(client)
             world = client.get_world()
             leftovers = self._leftovers(world)
-            if self._load_town(client, world):
-                world, leftovers = client.get_world(), []
+            shows_town = self._shows_town(client, world)
             settings, self._settings = world.get_settings(), _to_put_back(world.get_settings())
             settings.synchronous_mode = True
             settings.fixed_delta_seconds = self.scenario.tick_seconds
             settings.max_substep_delta_time = 0.01
             settings.max_substeps = max(10, round(self.scenario.tick_seconds / 0.01))
-            self.client, self.world, self.map = client, world, world.get_map()
-            self.alive = True
+            self.client, self.world, self.alive = client, world, True
             world.apply_settings(settings)
+            if not shows_town:
+                self._load_town()
+                self.world.apply_settings(settings)  # large maps bring some of their own
+                leftovers = []
+            self.map = self.world.get_map()
             self.destroy(leftovers)
 
     def _leftovers(self, world: Any) -> list[int]:
@@ -196,24 +201,36 @@ class CarlaConnection:
                 if i == tries - 1:
                     raise
 
-    def _load_town(self, client: Any, world: Any) -> bool:
-        """Load the scenario's town, if the server shows another one."""
+    def _shows_town(self, client: Any, world: Any) -> bool:
+        """Whether the server shows the scenario's town; if not, it has to have it."""
         town = self.scenario.carla.map
         if _town(world.get_map().name) in (town, f"{town}_Opt"):
-            return False
+            return True
         names = {_town(name) for name in client.get_available_maps()}
         if town not in names:
             raise ConfigError(
                 f"The CARLA server at {self.address} has no map {town}, which the scenario {self.scenario.name} needs; "
                 f"it has {', '.join(sorted(names))}."
             )
+        return False
+
+    def _load_town(self) -> None:
+        """Load the scenario's town on a server in synchronous mode.
+
+        Loading makes the client unsubscribe from the world's state, and subscribe anew. It closes the socket without
+        asking the thread that reads from it (LibCarla 0.9.16, streaming/detail/tcp/Client.cpp, `Stop`). A state that
+        arrives just then kills the process: a server in asynchronous mode sends one as it answers, and 8 of 460 calls
+        of load_world ended so. In synchronous mode nothing is sent between two ticks, and the load keeps that mode.
+        """
+        town = self.scenario.carla.map
         logger.info("Loading %s …", town)
-        client.set_timeout(max(LOAD_SECONDS, self.timeout_seconds))
+        time.sleep(QUIET_SECONDS)
+        self.client.set_timeout(max(LOAD_SECONDS, self.timeout_seconds))
         try:
-            client.load_world(town)
+            self.client.load_world(town, reset_settings=False)
         finally:
-            client.set_timeout(self.timeout_seconds)
-        return True
+            self.client.set_timeout(self.timeout_seconds)
+        self.world = self.client.get_world()
 
     def abandon(self) -> None:
         """Let go of a server that is lost. Nothing is asked of it any more."""
@@ -235,6 +252,7 @@ class CarlaConnection:
         self._end_traffic()
         if self.alive:
             with suppress(RuntimeError):
+                self.world = self.client.get_world()  # another one, if loading a town was interrupted
                 self.tick_bare()  # shows those that a broken-off start left behind
                 self.destroy([a.id for a in self.world.get_actors() if a.attributes.get("role_name") == self.tag])
                 self.world.apply_settings(self._settings)

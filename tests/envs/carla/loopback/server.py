@@ -141,7 +141,8 @@ class LoopbackServer:
             self.world.frame = frame + 1
             if reset_settings:
                 self.settings = initial_settings()
-            self._push_state()
+            if not self.settings[SYNCHRONOUS]:  # as CARLA does, which sends nothing between two ticks
+                self._push_state()
         return Void
 
     def rpc_get_episode_settings(self) -> Any:

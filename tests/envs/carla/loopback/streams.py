@@ -78,7 +78,11 @@ class StreamServer:
         while True:
             connection, _ = self.listener.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            (stream,) = struct.unpack("<I", connection.recv(4, socket.MSG_WAITALL))
+            try:
+                (stream,) = struct.unpack("<I", connection.recv(4, socket.MSG_WAITALL))
+            except (OSError, struct.error):  # it left before it said what it wants
+                connection.close()
+                continue
             with self._lock:
                 self._subscribers.setdefault(stream, []).append(connection)
 
