@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from covr_lightning.config_files import resolve_arguments
 from covr_lightning.errors import ConfigError, RunFailed
@@ -196,11 +197,23 @@ def run_folder(root: Path, name: str, ckpt_path: str | None) -> Path:
     return folder
 
 
+class _ToStderr(logging.StreamHandler):
+    """Writes to what standard error is at the time, which a caller of :func:`main` may change."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """It cannot be set."""
+
+
 def _log_to_stderr() -> None:
     """Show this package's own messages; other libraries keep their own handlers."""
     logger = logging.getLogger("covr_lightning")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.addFilter(MaskSecrets())
         logger.addHandler(handler)

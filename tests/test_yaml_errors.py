@@ -108,7 +108,7 @@ def test_classes_in_a_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         ),
         ("model", "covr_lightning.agnt.SACModule", ["model is", "did you mean covr_lightning.agent.SACModule?"]),
         ("model", "SACModul", ["model is", "did you mean covr_lightning.agent.SACModule?"]),
-        ("data/init_args/sampler", "foo", ["data.sampler is", "it must be a full path"]),
+        ("data/init_args/sampler", "foo", ["data.sampler is", "covr_lightning.data.ReturnSampler"]),
     ],
 )
 def test_unknown_classes(

@@ -218,7 +218,7 @@ def test_a_collector_goes_on_past_a_loss(stage: Stage, slept: list[float]) -> No
 def test_an_evaluation_episode_that_is_lost_is_played_again_from_its_seed(stage: Stage, slept: list[float]) -> None:
     seen: list[torch.Tensor] = []
 
-    def policy(pixels: torch.Tensor, deterministic: bool) -> torch.Tensor:
+    def policy(pixels: torch.Tensor, deterministic: bool, previous_action: object) -> torch.Tensor:
         seen.append(pixels[0])
         return torch.tensor([[EXIT if len(seen) == 2 else PLAIN]])
 
