@@ -224,17 +224,19 @@ class ProgressiveFineTune(L.Callback):
         return {"reports": [report.as_dict() for report in self.reports], "buffers": processes.gather_on_first(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint brought until training starts."""
+        """Take over the reports; keep the rest until training starts, which a run that is over does not do again."""
         self._restored = state_dict
+        self.reports = [
+            RoundReport(**{**r, "score_quantiles": tuple(r["score_quantiles"])}) for r in state_dict["reports"]
+        ]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over what a checkpoint brought: reports, D_f and the last round's adapter."""
+        """Take over what a checkpoint brought: D_f and the last round's adapter."""
         state, self._restored = self._restored, None
         if state is None or self.buffer is None:
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         assert data.vlm is not None, "setup checked it"
-        self.reports = [RoundReport(**{**r, "score_quantiles": tuple(r["score_quantiles"])}) for r in state["reports"]]
         self._take_back([buffer for buffer in state["buffers"] if buffer is not None], data.cut_envs)
         for report in reversed(self.reports):
             adapter = self._adapter(trainer, report.round)

@@ -200,6 +200,16 @@ def assert_same(a: Any, b: Any, at: str) -> None:
         assert a == b or (a != a and b != b), (at, a, b)
 
 
+def test_killed_between_the_last_checkpoint_and_the_summary(
+    uninterrupted: Path, untrained_vlm: Path, tmp_path: Path
+) -> None:
+    # The resumed run has nothing left to train; its summary still tells of the rounds.
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    assert fit(tmp_path, untrained_vlm, "--data.stale_priors", "relabel", "--ckpt_path", "last") == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
 def test_a_second_ctrl_c_stops_at_once(untrained_vlm: Path, tmp_path: Path) -> None:
     original = ExperienceData._store
 

@@ -5,6 +5,7 @@ The real client aborts its process when a message has a wrong layout, so clients
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -149,6 +150,7 @@ def _run(name: str, arguments: dict[str, Any], answer: Connection, log: str) -> 
 
     with open(log, "w") as file:
         os.dup2(file.fileno(), 2)
+    faulthandler.enable()  # the client's library aborts the process when it meets what it does not expect
     answer.send([getattr(clients, name)(**arguments)])
 
 
