@@ -17,6 +17,7 @@ import torch
 from covr_lightning.envs.driving import DrivingEnv
 from covr_lightning.envs.driving.carla import Carla, CarlaServer, CarlaSimulator
 from covr_lightning.envs.driving.carla import server as carla_server
+from covr_lightning.envs.driving.carla.connection import QUIET_SECONDS
 from covr_lightning.envs.driving.carla.server import group_lives
 from covr_lightning.errors import ConfigError
 from tests.envs.carla.observer import observe
@@ -395,7 +396,14 @@ def road_map(port: int) -> dict[str, Any]:
 
     client = carla.Client("127.0.0.1", port)
     client.set_timeout(10.0)
-    found = client.load_world("Town05").get_map()
+    world = client.get_world()
+    settings = world.get_settings()
+    settings.synchronous_mode, settings.fixed_delta_seconds = True, 0.05  # or loading crashes the client now and then
+    world.apply_settings(settings)
+    time.sleep(QUIET_SECONDS)
+    found = client.load_world("Town05", reset_settings=False).get_map()
+    settings.synchronous_mode, settings.fixed_delta_seconds = False, None
+    client.get_world().apply_settings(settings)
     places = {}
     for s in (0.5, 150.0, 350.0, 700.0):
         for lane in (-3, -2, -1, 1):

@@ -29,6 +29,19 @@ class FrontCamera:
         self._images: queue.SimpleQueue[Any] = queue.SimpleQueue()
         actor.listen(self._images.put)
 
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for any picture; it is left for :meth:`picture`.
+
+        Returns:
+            Whether there is one.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while self._images.empty():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
     def picture(self, frame: int, timeout_seconds: float) -> np.ndarray:
         """The picture of exactly this frame; older ones are thrown away.
 

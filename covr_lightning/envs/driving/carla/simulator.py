@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Ticks after a spawn in which bodies come to rest on their wheels and the camera's exposure adapts.
 SETTLE_TICKS = 10
+#: How long a tick of these waits for a first picture before the next.
+LISTEN_SECONDS = 0.1
 #: There is road ahead if there is a waypoint this far on, metres.
 ROAD_AHEAD = 2.0
 
@@ -93,13 +97,27 @@ class CarlaSimulator(DrivingSimulator):
             raise
 
     def _settle(self, cast: Cast) -> None:
-        """Let everybody stand still for some ticks."""
+        """Let everybody stand still for some ticks, and until the camera's pictures come.
+
+        The client subscribes to the camera in the background. On a busy machine ten ticks may pass before the server
+        knows of it, and the pictures of these ticks are never sent.
+
+        Raises:
+            SimulatorLost: No picture came in time.
+        """
+        assert cast.camera
         command, control = self.connection.carla.command, self.connection.carla.VehicleControl
         stand = [command.ApplyVehicleControl(cast.ego.id, control(brake=1.0))]
         stand += [command.ApplyVehicleControl(parked, control(hand_brake=True)) for parked in cast.parked]
-        for _ in range(SETTLE_TICKS):
+        seconds = self.connection.timeout_seconds
+        deadline = time.monotonic() + seconds
+        for i in itertools.count(1):
             self.connection.send(stand)
             self.connection.tick_bare()
+            if i >= SETTLE_TICKS and cast.camera.wait(LISTEN_SECONDS):
+                return
+            if time.monotonic() > deadline:
+                raise SimulatorLost(f"the camera has sent nothing in {seconds:g} s")
 
     def _end_episode(self) -> None:
         """Destroy what was spawned; on a lost server there is nothing to destroy."""
