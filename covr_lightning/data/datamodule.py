@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,11 @@ from covr_lightning.agent.sac import SACModule
 from covr_lightning.counters import Counters
 from covr_lightning.data.checks import check_lengths, check_processes
 from covr_lightning.data.collection import Collection, OneCollector
+from covr_lightning.data.experience import Experience, Listener
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue, StalePriors
 from covr_lightning.data.replay_parts import ReplayParts
-from covr_lightning.data.resharding import deal_out
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import global_state, set_global_state
@@ -35,9 +35,6 @@ from covr_lightning.vlm.vlm import VLM
 log = logging.getLogger(__name__)
 
 EVAL_SEED_OFFSET = 10_000
-
-#: Told of each transition: the number of its environment, and the transition; None where the episode is cut.
-Listener = Callable[[int, TensorDictBase | None], None]
 
 
 class ExperienceData(L.LightningDataModule):
@@ -121,11 +118,8 @@ class ExperienceData(L.LightningDataModule):
         self.counters = Counters()
         #: Called with every transition, in order; the fine-tune callback fills D_f so.
         self.listeners: list[Listener] = []
-        self.replay: TensorDictReplayBuffer | None = None
-        self.labels: LabelQueue | None = None
-        self.last_training_return: float | None = None
-        self._returns: list[float] = []  # so far, of each environment's running episode
-        self._steps: list[int] = []  # agent steps of each environment
+        #: What this process has collected; made by ``setup("fit")``.
+        self.experience: Experience | None = None
         self._eval_env: PixelEnv | None = None
         self._updates_owed = 0.0
         #: Environment steps, of the whole run, that were taken before this item if it is the last one until more are
@@ -159,12 +153,26 @@ class ExperienceData(L.LightningDataModule):
     @property
     def storage(self) -> FrameStackStorage:
         """The replay's storage."""
-        assert self.replay is not None, "setup('fit') makes the replay"
-        return self.replay.storage
+        return self._experience.storage
+
+    @property
+    def labels(self) -> LabelQueue | None:
+        """The VLM's questions about the replay's rows, if there is a VLM."""
+        return self.experience.labels if self.experience is not None else None
+
+    @property
+    def last_training_return(self) -> float | None:
+        """Return of the newest finished episode."""
+        return self.experience.last_training_return if self.experience is not None else None
+
+    @property
+    def _experience(self) -> Experience:
+        assert self.experience is not None, "setup('fit') makes it"
+        return self.experience
 
     def setup(self, stage: str) -> None:
         """Build the replay, the environments and the policy that explores them."""
-        if stage != "fit" or self.replay is not None:
+        if stage != "fit" or self.experience is not None:
             return
         model, workers, own_seed = self._model, processes.count(), self.seed + processes.number()
         check_processes(self.batch_size, self.replay_capacity, self.all_envs, workers)
@@ -174,7 +182,7 @@ class ExperienceData(L.LightningDataModule):
             if self.vlm is None:
                 raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
             self.vlm.load(self.spec)
-        self.replay = TensorDictReplayBuffer(
+        replay = TensorDictReplayBuffer(
             storage=FrameStackStorage(self.replay_capacity // workers, self.spec.frame_stack),
             sampler=self.sampler or RandomSampler(),
             batch_size=self.batch_size // workers,
@@ -183,17 +191,20 @@ class ExperienceData(L.LightningDataModule):
         # Processes that start at different moments may each have found another folder free.
         folder = processes.from_first(self._trainer.default_root_dir)
         self._trainer._default_root_dir = folder  # type: ignore[attr-defined]
-        self._parts = ReplayParts(Path(self._trainer.default_root_dir) / "replay")
+        labels = None
         if self.vlm is not None:
-            self.labels = LabelQueue(
-                self.storage, self.vlm, self.label_every_agent_steps, self.label_batch_size, self.stale_priors,
+            labels = LabelQueue(
+                replay.storage, self.vlm, self.label_every_agent_steps, self.label_batch_size, self.stale_priors,
                 self.relabel_batch_size,
             )  # fmt: skip
+        self.experience = Experience(
+            replay, labels, ReplayParts(Path(folder) / "replay"), self.env_numbers, self.counters, model.prior,
+            model.finite, self.listeners,
+        )  # fmt: skip
         self.policy = ExplorationPolicy(
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
             self.label_every_agent_steps, self.all_envs, own_seed,
         )  # fmt: skip
-        self._returns, self._steps = [0.0] * self.num_envs, [0] * self.num_envs
         state, env_seed = self._restored, self.seed
         deals = state is not None and "processes" in state and not self._continues(state)
         if deals:  # other environments than before, which must not play the same episodes
@@ -264,17 +275,13 @@ class ExperienceData(L.LightningDataModule):
             self.env_steps_completed = 0
             while self._updates_owed >= 2:
                 self._updates_owed -= 1
-                yield self._sample()
+                yield self._experience.replay.sample()
             self.env_steps_completed = agent_steps * self.spec.action_repeat
             if self._updates_owed >= 1:
                 self._updates_owed -= 1
-                yield self._sample()
+                yield self._experience.replay.sample()
             else:
                 yield TensorDict({}, [])
-
-    def _sample(self) -> TensorDictBase:
-        assert self.replay is not None, "setup('fit') comes first"
-        return self.replay.sample()
 
     def _store(self, collected: TensorDictBase) -> int:
         """Write collected transitions (M,) into D, advance the clock, and tell who listens.
@@ -282,50 +289,14 @@ class ExperienceData(L.LightningDataModule):
         Returns:
             Agent steps of all processes.
         """
-        n, counters = len(collected), self.counters
-        rows = collected.set("a_v", torch.zeros(n, self.spec.action_dim))
-        rows["a_v_valid"] = torch.zeros(n, 1, dtype=torch.bool)
-        rows["vlm_round"] = torch.full((n, 1), -1)
-        finite = [self._model.finite.allows("reward", counters, reward) for reward in rows["next", "reward"]]
+        counters, agent_steps = self.counters, len(collected) * processes.count()
+        rows, finite = self._experience.prepare(collected)
         before, first = counters.agent_steps, self.warmup_agent_steps - 1
-        counters.agent_steps += n * processes.count()
-        counters.env_steps += n * processes.count() * self.spec.action_repeat
+        counters.agent_steps += agent_steps
+        counters.env_steps += agent_steps * self.spec.action_repeat
         self._updates_owed += self.updates_per_agent_step * (max(counters.agent_steps, first) - max(before, first))
-        begin = 0
-        for row in (i for i in range(n) if not finite[i]):
-            self._write(rows[begin:row])
-            self._cut(int(rows["env"][row]))
-            begin = row + 1
-        self._write(rows[begin:])
-        return n * processes.count()
-
-    def _write(self, rows: TensorDictBase) -> None:
-        if not len(rows):
-            return
-        assert self.replay is not None, "setup('fit') comes first"
-        first = self.storage.last_row_id + 1
-        self.replay.extend(rows)
-        prior = self._model.prior
-        wants_labels = self.labels is not None and prior.uses_vlm and prior.wants_labels(self.counters)
-        for row_id, transition in enumerate(rows.unbind(0), first):
-            env = int(transition["env"])
-            own = env - self.env_numbers.start
-            if wants_labels and self.labels is not None:
-                self.labels.offer(row_id, self._steps[own])
-            self._steps[own] += 1
-            for listener in self.listeners:
-                listener(env, transition)
-            self._returns[own] += float(transition["next", "reward"])
-            if bool(transition["next", "done"]):
-                self.counters.episodes += 1
-                self.last_training_return, self._returns[own] = self._returns[own], 0.0
-
-    def _cut(self, env: int) -> None:
-        """Leave a transition out, and end the episode before it."""
-        self._steps[env - self.env_numbers.start] += 1
-        self.storage.cut_episode(env)
-        for listener in self.listeners:
-            listener(env, None)
+        self._experience.add(rows, finite)
+        return agent_steps
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -336,19 +307,13 @@ class ExperienceData(L.LightningDataModule):
         first one gets it.
         """
         state: dict[str, Any] = {"counters": self.counters.state_dict()}
-        if self.replay is None:
+        if self.experience is None:
             return state
         with processes.failing_together():
-            mine = {
-                "replay": self._parts.save(self.storage),
-                "sampler_rng": self.replay._rng.get_state(),
+            mine = self.experience.save() | {
                 "exploration": self.policy.noise_state(),
                 "episodes": self.collection.state(),
-                "returns": self._returns,
-                "steps": self._steps,
-                "last_training_return": self.last_training_return,
                 "global_random_state": global_state(),
-                "labels": self.labels.state_dict() if self.labels is not None else None,
             }
         everyone = processes.gather_on_first(mine)
         if everyone is not None:
@@ -364,7 +329,7 @@ class ExperienceData(L.LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the clock at once, the replay when it exists."""
         self.counters.load_state_dict(state["counters"])
-        if self.replay is not None:
+        if self.experience is not None:
             self._restore(state)
         else:
             self._restored = state
@@ -387,35 +352,25 @@ class ExperienceData(L.LightningDataModule):
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
             raise ConfigError(f"{error}; {other}.") from error
-        assert self.replay is not None, "restored after setup"
-        written, capacity = self.storage.last_row_id + 1, self.storage.max_size
-        self.replay._writer.load_state_dict({"_cursor": written % capacity, "_write_count": written})
 
     def _take_back(self, manifest: dict[str, Any], mine: dict[str, Any]) -> None:
         """Become what this process was."""
-        assert self.replay is not None, "restored after setup"
-        self._parts.restore(self.storage, manifest)
-        self.replay._rng.set_state(mine["sampler_rng"])
+        self._experience.take_back(manifest, mine)
         self.policy.set_noise_state(mine["exploration"])
-        self.last_training_return = mine["last_training_return"]
         self._global_random_state = mine["global_random_state"]
-        self._returns, self._steps = list(mine["returns"]), list(mine["steps"])
         continued = self.collection.restore(mine["episodes"])
         self.cut_envs = [env for env, goes_on in zip(self.env_numbers, continued, strict=True) if not goes_on]
         for env in self.cut_envs:
-            self.storage.cut_episode(env)
-            self._returns[env - self.env_numbers.start] = 0.0
+            self._experience.cut(env)
         if self.cut_envs:
             log.warning(
                 "%s cannot continue the episodes it was stopped in: %d cut.",
                 type(self.env_factory).__name__, len(self.cut_envs),
             )  # fmt: skip
-        if self.labels is not None and mine["labels"] is not None:
-            self.labels.load_state_dict(mine["labels"])
 
     def _deal_out(self, manifests: list[dict[str, Any]]) -> None:
         """Take this process's share of what other numbers of processes and environments have collected."""
-        deal_out(self._parts, manifests, self.storage, processes.number(), processes.count())
+        self._experience.take_share(manifests)
         self.cut_envs = None
         if processes.number() == 0:
             log.warning(

@@ -1,0 +1,162 @@
+"""What one process has collected: its share of D, its running episodes, and how both go on after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.data import TensorDictReplayBuffer
+
+from covr_lightning import processes
+from covr_lightning.agent.finite import FiniteGuard
+from covr_lightning.agent.priors import Prior
+from covr_lightning.counters import Counters
+from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.data.labels import LabelQueue
+from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.data.resharding import deal_out
+
+#: Told of each transition: the number of its environment, and the transition; None where the episode is cut.
+Listener = Callable[[int, TensorDictBase | None], None]
+
+
+class Experience:
+    """Takes in what the environments of this process give, and is saved and restored as a whole.
+
+    Args:
+        replay: D, or this process's share of it.
+        labels: The VLM's questions about D's rows; None without a VLM.
+        parts: Where D is saved.
+        env_numbers: Numbers of this process's environments among all of the run.
+        counters: The run's clock; episodes are counted here, steps by the caller.
+        prior: Says whether answers of the VLM are wanted.
+        finite: What becomes of a reward that is not finite.
+        listeners: Called with every transition, in order.
+
+    Attributes:
+        last_training_return: Return of the newest finished episode.
+    """
+
+    def __init__(
+        self,
+        replay: TensorDictReplayBuffer,
+        labels: LabelQueue | None,
+        parts: ReplayParts,
+        env_numbers: range,
+        counters: Counters,
+        prior: Prior,
+        finite: FiniteGuard,
+        listeners: list[Listener],
+    ) -> None:
+        self.replay = replay
+        self.labels = labels
+        self.last_training_return: float | None = None
+        self._parts = parts
+        self._env_numbers = env_numbers
+        self._counters = counters
+        self._prior = prior
+        self._finite = finite
+        self._listeners = listeners
+        self._returns = [0.0] * len(env_numbers)  # so far, of each environment's running episode
+        self._steps = [0] * len(env_numbers)  # agent steps of each environment
+
+    @property
+    def storage(self) -> FrameStackStorage:
+        """The replay's storage."""
+        return self.replay.storage
+
+    def prepare(self, collected: TensorDictBase) -> tuple[TensorDictBase, list[bool]]:
+        """Collected transitions (M,) as rows of D, without answers yet, and which of them have a finite reward."""
+        n, action_dim = len(collected), collected["action"].shape[-1]
+        rows = collected.set("a_v", torch.zeros(n, action_dim))
+        rows["a_v_valid"] = torch.zeros(n, 1, dtype=torch.bool)
+        rows["vlm_round"] = torch.full((n, 1), -1)
+        return rows, [self._finite.allows("reward", self._counters, reward) for reward in rows["next", "reward"]]
+
+    def add(self, rows: TensorDictBase, finite: list[bool]) -> None:
+        """Write rows (M,) into D; one that is not finite is left out, and ends the episode before it."""
+        begin = 0
+        for row in (i for i, is_finite in enumerate(finite) if not is_finite):
+            self._write(rows[begin:row])
+            self._leave_out(int(rows["env"][row]))
+            begin = row + 1
+        self._write(rows[begin:])
+
+    def _write(self, rows: TensorDictBase) -> None:
+        if not len(rows):
+            return
+        first = self.storage.last_row_id + 1
+        self.replay.extend(rows)
+        wants_labels = self.labels is not None and self._prior.uses_vlm and self._prior.wants_labels(self._counters)
+        for row_id, transition in enumerate(rows.unbind(0), first):
+            env = int(transition["env"])
+            own = env - self._env_numbers.start
+            if wants_labels and self.labels is not None:
+                self.labels.offer(row_id, self._steps[own])
+            self._steps[own] += 1
+            for listener in self._listeners:
+                listener(env, transition)
+            self._returns[own] += float(transition["next", "reward"])
+            if bool(transition["next", "done"]):
+                self._counters.episodes += 1
+                self.last_training_return, self._returns[own] = self._returns[own], 0.0
+
+    def _leave_out(self, env: int) -> None:
+        self._steps[env - self._env_numbers.start] += 1
+        self.storage.cut_episode(env)
+        for listener in self._listeners:
+            listener(env, None)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> dict[str, Any]:
+        """Write the new part of D, and give its manifest (``replay``) and all else that is needed to go on."""
+        return {
+            "replay": self._parts.save(self.storage),
+            "sampler_rng": self.replay._rng.get_state(),
+            "returns": self._returns,
+            "steps": self._steps,
+            "last_training_return": self.last_training_return,
+            "labels": self.labels.state_dict() if self.labels is not None else None,
+        }
+
+    def take_back(self, manifest: dict[str, Any], saved: dict[str, Any]) -> None:
+        """Become what was saved.
+
+        Args:
+            manifest: What :meth:`save` gave as ``replay``.
+            saved: The rest of it.
+
+        Raises:
+            ReplayPartError: A part is missing or damaged.
+        """
+        self._parts.restore(self.storage, manifest)
+        self._continue_writing()
+        self.replay._rng.set_state(saved["sampler_rng"])
+        self.last_training_return = saved["last_training_return"]
+        self._returns, self._steps = list(saved["returns"]), list(saved["steps"])
+        if self.labels is not None and saved["labels"] is not None:
+            self.labels.load_state_dict(saved["labels"])
+
+    def cut(self, env: int) -> None:
+        """End an environment's running episode, which could not be continued: it is truncated."""
+        self.storage.cut_episode(env)
+        self._returns[env - self._env_numbers.start] = 0.0
+
+    def take_share(self, manifests: list[dict[str, Any]]) -> None:
+        """Take this process's share of what other numbers of processes and environments have collected.
+
+        Args:
+            manifests: Of each of the processes before.
+
+        Raises:
+            ReplayPartError: A part is missing or damaged.
+        """
+        deal_out(self._parts, manifests, self.storage, processes.number(), processes.count())
+        self._continue_writing()
+
+    def _continue_writing(self) -> None:
+        written, capacity = self.storage.last_row_id + 1, self.storage.max_size
+        self.replay._writer.load_state_dict({"_cursor": written % capacity, "_write_count": written})
