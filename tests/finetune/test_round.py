@@ -13,7 +13,7 @@ from covr_lightning.envs import DMControl
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
-from covr_lightning.vlm.vlm import VLM, LoRA, Proposals
+from covr_lightning.vlm.vlm import VLM, LoRA, Proposals, own_randomness
 
 REACHER = DMControl("reacher-easy").spec
 
@@ -96,6 +96,36 @@ def test_a_round_teaches_the_vlm_and_leaves_the_random_state_alone(untrained_vlm
     with model.model.disable_adapter():
         assert model.answer(frames(3)) == vlm(untrained_vlm).answer(frames(3))
     assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+
+
+@pytest.mark.parametrize(("answer", "beaten"), [(0.4, True), (-0.71, False), (-0.9, False), (None, False)])
+def test_a_round_says_whether_the_vlm_beats_the_constant_predictor(
+    untrained_vlm: Path, answer: float | None, beaten: bool
+) -> None:
+    # 12 kept rows, 6 held out. Every action is 0.5 but for the held-out ones, which are −0.1: the constant predictor
+    # says 0.5 and is 0.6 off. A VLM that says 0.4 is 0.5 off; −0.71, 0.61; −0.9, 0.8; one without a word, NaN.
+    class Answers(VLM):
+        def ask(self, images: torch.Tensor) -> Proposals:
+            said = torch.full((len(images), 2), answer or 0.0)
+            valid = torch.full((len(images),), answer is not None)
+            return Proposals(said, valid, torch.ones_like(valid))
+
+    model = Answers(str(untrained_vlm), LoRA(rank=8, alpha=16))
+    model.load(REACHER)
+    settings = FineTuneSettings(epochs=1, max_steps=1, batch_size=4, accumulate=1, held_out=0.5)
+    with own_randomness(1):  # the round's own split
+        held_out = torch.randperm(12)[:6]
+    actions = torch.full((12, 2), 0.5)
+    actions[held_out] = -0.1
+    report = RoundReport(1, 1000, 12)
+    some = TensorDict({"frame": frames(12), "action": actions}, [12])
+    fine_tune_round(report, model, some, torch.arange(12.0), 0.0, KeepAll(), UniformWeight(), settings, CPU)
+    assert report.error_constant == pytest.approx(0.6)
+    if answer is not None:
+        assert report.error_after == pytest.approx(abs(answer + 0.1))
+    said = "the VLM does not beat the constant predictor on held-out rows"
+    assert report.note == ("" if beaten else said)
+    assert (said in str(report)) is not beaten  # what goes to the log, as a warning
 
 
 def test_a_round_is_deterministic_in_its_seed(untrained_vlm: Path) -> None:
