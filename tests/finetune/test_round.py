@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from tensordict import TensorDict
 
 from covr_lightning.envs import DMControl
+from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
@@ -96,6 +98,31 @@ def test_a_round_teaches_the_vlm_and_leaves_the_random_state_alone(untrained_vlm
     with model.model.disable_adapter():
         assert model.answer(frames(3)) == vlm(untrained_vlm).answer(frames(3))
     assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+
+
+@pytest.mark.parametrize("adapter", ["continue", "new"])
+def test_what_a_round_s_adapter_begins_with(untrained_vlm: Path, adapter: Literal["continue", "new"]) -> None:
+    # All rows are one batch, so a round's first loss is that of the weights it begins with.
+    settings = FineTuneSettings(
+        epochs=4, batch_size=20, accumulate=1, lr=3e-3, held_out=0.0, gradient_checkpointing=False, adapter=adapter
+    )
+    model = vlm(untrained_vlm)
+    reports = [RoundReport(number, 1000 * number, 20) for number in (1, 2)]
+    for report in reports:
+        fine_tune_round(
+            report, model, rows(20), torch.arange(20.0), 0.0, KeepAll(), UniformWeight(), settings, CPU
+        )  # fmt: skip
+    first, second = (report.losses[0] for report in reports)
+    assert reports[0].losses[-1] < 0.9 * first
+    assert second == pytest.approx(first, rel=1e-5) if adapter == "new" else second < 0.9 * first
+    if adapter == "new":
+        model.renew_adapter()
+        assert model.answer(frames(3)) == vlm(untrained_vlm).answer(frames(3))
+
+
+def test_a_wrong_adapter_to_begin_with() -> None:
+    with pytest.raises(ConfigError, match=r"settings.adapter is 'old'; it can be 'continue' or 'new'"):
+        FineTuneSettings(adapter="old")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("answer", "beaten"), [(0.4, True), (-0.71, False), (-0.9, False), (None, False)])
