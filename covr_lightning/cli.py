@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
+    except BrokenPipeError:  # as in `covr configs | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         cause = _config_error(error)
         if cause is None:
@@ -125,6 +128,7 @@ def _configs(arguments: list[str]) -> int:
     for name, path in bundled_configs().items():
         title = next((line for line in path.read_text().splitlines() if line.startswith("# ")), "# ")
         print(f"{name:<36} {title[2:]}")
+    sys.stdout.flush()
     return 0
 
 

@@ -245,7 +245,7 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 def _silence() -> None:
     """Leave out what libraries say about themselves and no user can act on."""
-    for name in ("absl", "bitsandbytes"):
+    for name in ("absl", "bitsandbytes", "torch.onnx._internal.exporter._registration"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
@@ -261,6 +261,8 @@ def _silence() -> None:
         ".*`IterableDataset` has `__len__` defined.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*is_gradient_checkpointing.*",
+        ".*but have no logger configured.*",  # an evaluation prints its figures
+        ".*No complete tensor found in the group.*",
         ".*on epoch level in distributed setting.*",  # an evaluation is of all processes already
     ):
         warnings.filterwarnings("ignore", message=pattern)

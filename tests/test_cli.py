@@ -71,6 +71,7 @@ def test_a_prompt_of_another_action_size(
     )
     for part in ("2 action values (left, right)", "cartpole-swingup takes 1", "vlm.prompt.action_names"):
         assert part in sentence
+    assert not (tmp_path / "quickstart").exists(), "a run that fails while it sets up leaves no folder"
 
 
 def test_a_checkpoint_of_another_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -136,6 +137,17 @@ def test_help_version_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert main(["configs"]) == 0
     assert "quickstart.yaml" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "covr_lightning.cli", "configs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert process.wait() == 128 + signal.SIGPIPE
+    assert process.stderr.read() == b""
 
 
 def test_a_native_crash_says_where_python_was() -> None:

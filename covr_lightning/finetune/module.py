@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -39,6 +39,8 @@ class FineTuneSettings:
         warmup_fraction: Share of the steps in which the rate rises.
         label_smoothing: See :func:`~covr_lightning.finetune.loss.weighted_nll`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        adapter: What a round begins with: ``"continue"``, the adapter of the round before, or ``"new"``, one that
+            changes nothing yet.
         held_out: Share of the kept rows that are not trained on and measure the VLM before and after.
         seed: Seed of split, order, dropout, adapter, and what filter and weight draw; by default that of the agent's
             data (YAML key data.seed), or 0 for a fine-tuning that stands alone.
@@ -53,6 +55,7 @@ class FineTuneSettings:
     warmup_fraction: float = 0.0
     label_smoothing: float = 0.1
     gradient_checkpointing: bool = True
+    adapter: Literal["continue", "new"] = "continue"
     held_out: float = 0.1
     seed: int | None = None
 
@@ -64,6 +67,8 @@ class FineTuneSettings:
         for name in ("held_out", "warmup_fraction", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"settings.{name} is {getattr(self, name)}; it must lie in 0 to 1, 1 excluded.")
+        if self.adapter not in ("continue", "new"):
+            raise ConfigError(f"settings.adapter is {self.adapter!r}; it can be 'continue' or 'new'.")
         check_optimizer(self.optimizer)
         if self.lr <= 0:
             raise ConfigError(f"settings.lr is {self.lr}; it must be above 0.")

@@ -52,6 +52,8 @@ def train_adapter(
     halved = replace(settings, batch_size=max(1, settings.batch_size // 2), accumulate=2 * settings.accumulate)
     failures: list[str] = []
     for attempt in (settings, halved):
+        if settings.adapter == "new":
+            vlm.renew_adapter()
         tuner = VLMFineTuner(vlm, attempt)
         try:
             _fit(tuner, attempt, trainer_kwargs, (frames, actions, weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,17 @@ from covr_lightning.errors import ConfigError
 
 #: The file that a running process holds a lock on. It stays when the run ends; the lock does not.
 LOCK_FILE = "run.lock"
+#: Written while a run sets up, as are TensorBoard's files, which then hold no more than their head.
+_SET_UP_FILES = (LOCK_FILE, "config.yaml")
+_EVENTS = "events.out.tfevents."
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Hold a run's folder. The system lets go of it when the process ends, however it ends.
 
-    Of a run with several processes the first one holds it for all.
+    Of a run with several processes the first one holds it for all. A run that fails before it has written anything
+    but its configuration leaves no folder.
 
     Args:
         folder: The run's folder; made if need be.
@@ -30,6 +35,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         yield
         return
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE)
     try:
@@ -41,5 +47,15 @@ def only_run_in(folder: Path) -> Iterator[None]:
         ) from error
     try:
         yield
+    except BaseException:
+        if is_new:
+            _remove_if_bare(folder)
+        raise
     finally:
         lock.release()
+
+
+def _remove_if_bare(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if all(file.name in _SET_UP_FILES or file.name.startswith(_EVENTS) for file in files):
+        shutil.rmtree(folder)

@@ -69,6 +69,20 @@ def add_lora(model: Any, lora: LoRA) -> Any:
         raise ConfigError(f"vlm.lora.targets is {targets!r}, which names no module of the VLM ({error}).") from error
 
 
+def renew_lora(model: Any) -> None:
+    """Draw the adapter anew, as :func:`add_lora` made it: A is random, B is 0, so it changes nothing.
+
+    Args:
+        model: What :func:`add_lora` returned.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.active_adapters:
+                module.reset_lora_parameters(name, init_lora_weights=True)
+
+
 def lora_modules(model: Any, lora: LoRA) -> list[str]:
     """Names of the modules that :func:`add_lora` would give an adapter to."""
     from peft.tuners.tuners_utils import check_target_module_exists

@@ -13,7 +13,7 @@ from torch import Tensor
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
-from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, load_lora, merge_lora, save_lora
+from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, load_lora, merge_lora, renew_lora, save_lora
 from covr_lightning.vlm.decode_loop import base_model
 from covr_lightning.vlm.decoding import Decoder, Decoding
 from covr_lightning.vlm.engines.engine import Engine, LocalEngine
@@ -215,6 +215,11 @@ class VLM:
         """
         if not self.has_adapter:
             self.model = add_lora(self.model, self.lora)
+
+    def renew_adapter(self) -> None:
+        """Draw the adapter anew from torch's generator, so that it changes nothing yet."""
+        renew_lora(self.model)
+        self.weights_changed()
 
     @property
     def has_adapter(self) -> bool:

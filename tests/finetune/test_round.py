@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from tensordict import TensorDict
 
 from covr_lightning.envs import DMControl
+from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
-from covr_lightning.vlm.vlm import VLM, LoRA, Proposals
+from covr_lightning.vlm.vlm import VLM, LoRA, Proposals, own_randomness
 
 REACHER = DMControl("reacher-easy").spec
 
@@ -96,6 +98,61 @@ def test_a_round_teaches_the_vlm_and_leaves_the_random_state_alone(untrained_vlm
     with model.model.disable_adapter():
         assert model.answer(frames(3)) == vlm(untrained_vlm).answer(frames(3))
     assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+
+
+@pytest.mark.parametrize("adapter", ["continue", "new"])
+def test_what_a_round_s_adapter_begins_with(untrained_vlm: Path, adapter: Literal["continue", "new"]) -> None:
+    # All rows are one batch, so a round's first loss is that of the weights it begins with.
+    settings = FineTuneSettings(
+        epochs=4, batch_size=20, accumulate=1, lr=3e-3, held_out=0.0, gradient_checkpointing=False, adapter=adapter
+    )
+    model = vlm(untrained_vlm)
+    reports = [RoundReport(number, 1000 * number, 20) for number in (1, 2)]
+    for report in reports:
+        fine_tune_round(
+            report, model, rows(20), torch.arange(20.0), 0.0, KeepAll(), UniformWeight(), settings, CPU
+        )  # fmt: skip
+    first, second = (report.losses[0] for report in reports)
+    assert reports[0].losses[-1] < 0.9 * first
+    assert second == pytest.approx(first, rel=1e-5) if adapter == "new" else second < 0.9 * first
+    if adapter == "new":
+        model.renew_adapter()
+        assert model.answer(frames(3)) == vlm(untrained_vlm).answer(frames(3))
+
+
+def test_a_wrong_adapter_to_begin_with() -> None:
+    with pytest.raises(ConfigError, match=r"settings.adapter is 'old'; it can be 'continue' or 'new'"):
+        FineTuneSettings(adapter="old")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("answer", "beaten"), [(0.4, True), (-0.71, False), (-0.9, False), (None, False)])
+def test_a_round_says_whether_the_vlm_beats_the_constant_predictor(
+    untrained_vlm: Path, answer: float | None, beaten: bool
+) -> None:
+    # 12 kept rows, 6 held out. Every action is 0.5 but for the held-out ones, which are −0.1: the constant predictor
+    # says 0.5 and is 0.6 off. A VLM that says 0.4 is 0.5 off; −0.71, 0.61; −0.9, 0.8; one without a word, NaN.
+    class Answers(VLM):
+        def ask(self, images: torch.Tensor) -> Proposals:
+            said = torch.full((len(images), 2), answer or 0.0)
+            valid = torch.full((len(images),), answer is not None)
+            return Proposals(said, valid, torch.ones_like(valid))
+
+    model = Answers(str(untrained_vlm), LoRA(rank=8, alpha=16))
+    model.load(REACHER)
+    settings = FineTuneSettings(epochs=1, max_steps=1, batch_size=4, accumulate=1, held_out=0.5)
+    with own_randomness(1):  # the round's own split
+        held_out = torch.randperm(12)[:6]
+    actions = torch.full((12, 2), 0.5)
+    actions[held_out] = -0.1
+    report = RoundReport(1, 1000, 12)
+    some = TensorDict({"frame": frames(12), "action": actions}, [12])
+    fine_tune_round(report, model, some, torch.arange(12.0), 0.0, KeepAll(), UniformWeight(), settings, CPU)
+    assert report.error_constant == pytest.approx(0.6)
+    if answer is not None:
+        assert report.error_after == pytest.approx(abs(answer + 0.1))
+    said = "the VLM does not beat the constant predictor on held-out rows"
+    assert report.note == ("" if beaten else said)
+    assert (said in str(report)) is not beaten  # what goes to the log, as a warning
 
 
 def test_a_round_is_deterministic_in_its_seed(untrained_vlm: Path) -> None:

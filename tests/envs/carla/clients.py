@@ -390,6 +390,15 @@ def own_servers(root: str) -> dict[str, Any]:
     return {"ports": ports, "alive": alive, "reachable": reachable, "after": [group_lives(pid) for pid in pids]}
 
 
+def keeps_a_server(root: str) -> None:
+    """Starts a server, says its process group, and waits to be killed."""
+    server = CarlaServer(root)
+    server.start()
+    print(json.dumps(server.pid), flush=True)
+    while True:
+        signal.pause()
+
+
 def road_map(port: int) -> dict[str, Any]:
     """What the client reads from the loopback's OpenDRIVE text."""
     import carla

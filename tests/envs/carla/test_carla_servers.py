@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from covr_lightning.envs.driving.carla import Carla, CarlaServer
+from covr_lightning.envs.driving.carla.server import group_lives
 from covr_lightning.errors import ConfigError
-from tests.envs.carla.processes import MIXED, NOTHING, Loopback, call, fake_installation
+from tests.envs.carla.processes import MIXED, NOTHING, Client, Loopback, call, fake_installation
 
 Start = Callable[..., Loopback]
 
@@ -51,6 +54,19 @@ def test_a_server_ends_only_its_own_processes(tmp_path: Path):
     assert result["alive"] == [False, True]
     assert result["reachable"]
     assert result["after"] == [False, False]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_leaves_no_server(tmp_path: Path, signum: signal.Signals):
+    client = Client("keeps_a_server", root=str(fake_installation(tmp_path, MIXED)))
+    group = client.line()
+    assert group_lives(group)
+    client.process.send_signal(signum)
+    assert client.process.wait(10) == -signum
+    deadline = time.monotonic() + 15
+    while group_lives(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not group_lives(group)
 
 
 def test_a_folder_without_carla_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

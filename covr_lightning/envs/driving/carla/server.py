@@ -23,12 +23,21 @@ START_SECONDS = 180.0
 END_SECONDS = 10.0
 SCRIPT = "CarlaUE4.sh"
 
+#: A shell that waits for a line. Its other end is closed without one when Python is killed, by whatever signal; then it
+#: ends the process group that is its $0, as :meth:`CarlaServer.stop` does.
+_WATCH = """
+read -r line && exit
+kill -TERM "-$0"
+for second in 1 2 3 4 5 6 7 8 9 10; do sleep 1; kill -0 "-$0" || exit; done
+kill -KILL "-$0"
+"""
+
 
 class CarlaServer:
     """One off-screen CARLA server in a process group of its own.
 
-    It is ended with :meth:`stop`, which also runs when Python exits; but a Python process that is killed (SIGKILL)
-    leaves its server running.
+    It is ended with :meth:`stop`, which also runs when Python exits. Where Python is killed, a shell that watches it
+    ends the server within a second or, if the server ignores SIGTERM, ten.
 
     Args:
         root: Folder of the installation, with ``CarlaUE4.sh`` in it; by default the environment variable
@@ -45,6 +54,7 @@ class CarlaServer:
         self.script = find_script(root)
         self.port = free_ports(FIRST_PORT, 3) if port is None else port
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
 
     @property
     def running(self) -> bool:
@@ -67,6 +77,10 @@ class CarlaServer:
         self._process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
             start_new_session=True,
+        )  # fmt: skip
+        self._watch = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCH, str(self._process.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         atexit.register(self.stop)
         try:
@@ -99,6 +113,7 @@ class CarlaServer:
     def stop(self) -> None:
         """End the server's process group. Safe to call twice."""
         process, self._process = self._process, None
+        watch, self._watch = self._watch, None
         atexit.unregister(self.stop)
         if process is None:
             return
@@ -111,6 +126,8 @@ class CarlaServer:
             if _ended(process, END_SECONDS):
                 break
         process.wait()
+        if watch is not None:
+            watch.communicate(b"ended\n")
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
