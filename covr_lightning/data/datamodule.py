@@ -25,6 +25,8 @@ from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue, StalePriors
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.data.resharding import deal_out
+from covr_lightning.data.samplers import RunSampler
+from covr_lightning.data.sequences import SequenceSampler
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import global_state, set_global_state
@@ -35,6 +37,7 @@ from covr_lightning.vlm.vlm import VLM
 log = logging.getLogger(__name__)
 
 EVAL_SEED_OFFSET = 10_000
+SEQUENCE_SEED_OFFSET = 20_000
 
 #: Told of each transition: the number of its environment, and the transition; None where the episode is cut.
 Listener = Callable[[int, TensorDictBase | None], None]
@@ -60,7 +63,8 @@ class ExperienceData(L.LightningDataModule):
         replay_capacity: Transitions kept in D.
         warmup_agent_steps: Agent steps before the first update.
         warmup_actions: ``"random"`` or ``"vlm"`` (the VLM drives the warm-up).
-        sampler: TorchRL sampler; uniform by default.
+        sampler: TorchRL sampler; uniform by default. A :class:`~covr_lightning.data.samplers.RunSampler` is told how
+            far the run is.
         label_every_agent_steps: The VLM is asked for every n-th agent step of an environment.
         label_batch_size: Frames per question to the VLM.
         stale_priors: What becomes of D's answers when a round has changed the VLM: ``"keep"`` them as they are (the
@@ -123,6 +127,7 @@ class ExperienceData(L.LightningDataModule):
         self.listeners: list[Listener] = []
         self.replay: TensorDictReplayBuffer | None = None
         self.labels: LabelQueue | None = None
+        self.sequences: SequenceSampler | None = None
         self.last_training_return: float | None = None
         self._returns: list[float] = []  # so far, of each environment's running episode
         self._steps: list[int] = []  # agent steps of each environment
@@ -179,6 +184,11 @@ class ExperienceData(L.LightningDataModule):
             sampler=self.sampler or RandomSampler(),
             batch_size=self.batch_size // workers,
             generator=torch.Generator().manual_seed(own_seed),
+        )
+        if isinstance(self.replay.sampler, RunSampler) and self.replay.sampler.wants_td_errors:
+            model.td_error_listener = self.replay.update_priority
+        self.sequences = SequenceSampler.needed_by(
+            model.objective_list, self.storage, self.spec, own_seed + SEQUENCE_SEED_OFFSET
         )
         # Processes that start at different moments may each have found another folder free.
         folder = processes.from_first(self._trainer.default_root_dir)
@@ -274,7 +284,12 @@ class ExperienceData(L.LightningDataModule):
 
     def _sample(self) -> TensorDictBase:
         assert self.replay is not None, "setup('fit') comes first"
-        return self.replay.sample()
+        sampler = self.replay.sampler
+        if isinstance(sampler, RunSampler):
+            sampler.progress = min(1.0, self.counters.env_steps / self.max_env_steps)
+            sampler.episode_agent_steps = self.spec.episode_env_steps // self.spec.action_repeat
+        batch = self.replay.sample()
+        return batch if self.sequences is None else self.sequences.add_to(batch)
 
     def _store(self, collected: TensorDictBase) -> int:
         """Write collected transitions (M,) into D, advance the clock, and tell who listens.
@@ -341,7 +356,9 @@ class ExperienceData(L.LightningDataModule):
         with processes.failing_together():
             mine = {
                 "replay": self._parts.save(self.storage),
+                "sampler": self.replay.sampler.state_dict(),
                 "sampler_rng": self.replay._rng.get_state(),
+                "sequences": self.sequences.state_dict() if self.sequences is not None else None,
                 "exploration": self.policy.noise_state(),
                 "episodes": self.collection.state(),
                 "returns": self._returns,
@@ -395,7 +412,10 @@ class ExperienceData(L.LightningDataModule):
         """Become what this process was."""
         assert self.replay is not None, "restored after setup"
         self._parts.restore(self.storage, manifest)
+        self.replay.sampler.load_state_dict(mine["sampler"])
         self.replay._rng.set_state(mine["sampler_rng"])
+        if self.sequences is not None and mine["sequences"] is not None:
+            self.sequences.load_state_dict(mine["sequences"])
         self.policy.set_noise_state(mine["exploration"])
         self.last_training_return = mine["last_training_return"]
         self._global_random_state = mine["global_random_state"]
@@ -416,6 +436,8 @@ class ExperienceData(L.LightningDataModule):
     def _deal_out(self, manifests: list[dict[str, Any]]) -> None:
         """Take this process's share of what other numbers of processes and environments have collected."""
         deal_out(self._parts, manifests, self.storage, processes.number(), processes.count())
+        assert self.replay is not None, "restored after setup"
+        self.replay.sampler.extend(torch.arange(len(self.storage)))  # its own state is of other rows
         self.cut_envs = None
         if processes.number() == 0:
             log.warning(
