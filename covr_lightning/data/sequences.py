@@ -93,9 +93,7 @@ class SequenceSampler:
             s_0 … s_L with the one after the last transition; ``action`` (S, L, A), a_0 … a_{L−1}; ``reward`` (S, L, 1),
             that of a_t at t; ``terminated`` (S, L, 1) bool, whether s_{t+1} was a true end.
         """
-        ends = self.ends()
-        chosen = torch.randint(max(len(ends), 1), (self.count,), generator=self._rng)
-        position = self._windows(ends[chosen] if len(ends) else ends)
+        position = self._windows(self._drawn_ends())
         frames = self.storage.column("frames")[position]  # (S, L, k + 1): each row's stack, and the frame after it
         numbers = torch.cat([frames[:, 0, :-1], frames[:, :, -1]], dim=1)  # (S, k + L): each frame once
         stacks = self.storage.frames(numbers).unfold(1, self.storage.frame_stack, 1)  # (S, L + 1, 3, H, W, k)
@@ -112,13 +110,27 @@ class SequenceSampler:
 
     def ends(self) -> Tensor:
         """Positions (N,) of all rows that a window can end with."""
+        return self._that_end(torch.arange(len(self.storage)))
+
+    def _that_end(self, position: Tensor) -> Tensor:
+        """Those of some positions whose rows a window can end with, in the same order."""
         previous, oldest = self.storage.column("previous_row"), self.storage.oldest_row
-        ends, row = torch.arange(len(previous)), self.storage.column("row_id")
+        row = self.storage.column("row_id")[position]
         for _ in range(self.length - 1):
             row = previous[row % self.storage.max_size]
             held = row >= oldest
-            ends, row = ends[held], row[held]
-        return ends
+            position, row = position[held], row[held]
+        return position
+
+    def _drawn_ends(self) -> Tensor:
+        """Positions (S,) drawn from :meth:`ends`, or (0,) if there are none."""
+        # Nearly all rows end a window as a rule: to draw rows and drop the others is quicker than to list them.
+        rows = torch.randint(len(self.storage), (2 * self.count,), generator=self._rng)
+        drawn = self._that_end(rows)
+        if len(drawn) < self.count:
+            ends = self.ends()
+            drawn = ends[torch.randint(len(ends), (self.count,), generator=self._rng)] if len(ends) else ends
+        return drawn[: self.count]
 
     def _windows(self, ends: Tensor) -> Tensor:
         """Positions (S, L), in the order of time, of the windows that end with the given ones (S,)."""

@@ -83,13 +83,16 @@ def test_what_a_window_holds() -> None:
     assert starts == {window[0] for window in naive_windows(rows, 40, 3)}
 
 
-def test_all_windows_are_as_likely_and_the_generator_decides() -> None:
-    episodes, storage = Episodes(seed=5, mean_length=8), FrameStackStorage(60)
+@pytest.mark.parametrize(("mean_length", "most_rows_end_one"), [(30, True), (4, False)])
+def test_all_windows_are_as_likely_and_the_generator_decides(mean_length: float, most_rows_end_one: bool) -> None:
+    episodes, storage = Episodes(seed=5, mean_length=mean_length), FrameStackStorage(60)
     rows = steps(episodes, 60)
     storage.set(range(60), torch.stack(rows))
     sampler = SequenceSampler(storage, 4, 20_000, seed=7)
     count = torch.bincount(sampler.sample()["reward"][:, 0, 0].long() - 1, minlength=60)
     windows = naive_windows(rows, 60, 4)
+    assert (len(windows) > 35) == most_rows_end_one  # above half, twice as many draws as are needed hold enough
+    assert most_rows_end_one or len(windows) < 25
     expected = 20_000 / len(windows)
     chi2 = sum((int(count[w[0]]) - expected) ** 2 / expected for w in windows)
     degrees = len(windows) - 1
