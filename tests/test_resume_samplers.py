@@ -25,9 +25,9 @@ BY_RETURN = ["data.sampler", "covr_lightning.data.ReturnSampler"]
 
 
 def fit(folder: Path, sampler: list[str], *more: str) -> int:
-    settings = [f"--{part}" if i % 2 == 0 else part for i, part in enumerate(sampler)]
-    command = ["--config", "dmc_spr.yaml", "--runs_dir", str(folder), "--name", "run", *settings, *more]
-    return main(["fit", *(part for name, v in SETTINGS.items() for part in (f"--{name}", v)), *command])
+    settings = SETTINGS | dict(zip(sampler[::2], sampler[1::2], strict=True))
+    command = ["--config", "dmc_spr.yaml", "--runs_dir", str(folder), "--name", "run"]
+    return main(["fit", *command, *(part for name, v in settings.items() for part in (f"--{name}", v)), *more])
 
 
 @pytest.mark.parametrize(
