@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from covr_lightning.agent import (
     CURL,
+    SPR,
     ConvTrunk,
     DeepMDP,
     DelayedPrior,
@@ -38,7 +39,7 @@ from covr_lightning.config_files import (
     with_bases,
     yamls_in,
 )
-from covr_lightning.data import ExperienceData
+from covr_lightning.data import EmphasizingRecentSampler, ExperienceData, ProportionalSampler
 from covr_lightning.envs import Road
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import SavedRows, VLMFineTuner
@@ -76,7 +77,7 @@ def test_every_config_builds(names: tuple[str, ...], tmp_path: Path) -> None:
     assert cli.datamodule.vlm.model is None  # nothing is loaded before it is needed
 
 
-# What each method has beside plain SAC: augmentation, views, encoder, actor head, objectives, prior.
+# What each method has beside plain SAC: sampler, augmentation, views, encoder, actor head, objectives, prior.
 METHODS: dict[str, dict[str, Any]] = {
     "sac": {},
     "rad": {"augmentation": RandomTranslate},
@@ -86,6 +87,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "deepmdp": {"objectives": [DeepMDP]},
     "flare": {"augmentation": RandomTranslate, "trunk": Flare},
     "resact": {"trunk": ResActEncoder, "actor": ResidualActor, "objectives": [DeepMDP]},
+    "spr": {"augmentation": RandomCrop, "objectives": [SPR]},
+    "per": {"sampler": ProportionalSampler},
+    "ere": {"sampler": EmphasizingRecentSampler},
     "covr_sac": {"prior": DelayedPrior},
     "covr_deepmdp": {"prior": DelayedPrior, "objectives": [DeepMDP]},
     "covr_rad": {"prior": DelayedPrior, "augmentation": RandomTranslate},
@@ -103,6 +107,7 @@ def test_a_method_is_its_parts(method: str, place: str, tmp_path: Path) -> None:
     cli = build(*(part for name in named for part in ("--config", name)), "--runs_dir", str(tmp_path))
     plain = {"augmentation": NoAugmentation, "views": OneView, "trunk": ConvTrunk, "actor": GaussianActor}
     expected = {**plain, "objectives": [], "prior": NoPrior, **METHODS[method]}
+    assert type(cli.datamodule.sampler) is expected.pop("sampler", type(None))
     if (method, place) == ("resact", "dmc"):
         expected["augmentation"] = RandomTranslate
     objectives = [type(objective) for objective in cli.model.objectives]

@@ -167,3 +167,16 @@ def test_other_processes_or_environments_go_on(
     assert contents(second, dealt) == contents(first, [100 // before] * before)
     # An episode that was open then has been cut: each environment's last row before ends one.
     assert all(bool(held["done"][n - 1]) for held, n in zip(second, dealt, strict=True))
+
+
+def test_each_process_draws_by_its_own_priorities_and_its_share_of_sequences(
+    untrained_vlm: Path, tmp_path: Path
+) -> None:
+    spr = {"class_path": "covr_lightning.agent.SPR", "init_args": {"sequences": 4, "jumps": 3}}
+    more = ("--data.sampler", "covr_lightning.data.ProportionalSampler", "--model.objectives", json.dumps([spr]))
+    first, second = run(tmp_path, untrained_vlm, 2, *more, "--data.max_env_steps", "3000")
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    p = [process["sampler"]["p"][:30] for process in state["processes"]]
+    assert not torch.equal(*p)

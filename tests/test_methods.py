@@ -27,7 +27,7 @@ SMALL = {
 }
 # The frame's size and, for methods with a size of their own, the augmentation's.
 SIZES = {"drq": (36, None), "svea": (36, None), "curl": (40, 32), "deepmdp": (36, None), "flare": (36, 40)}
-SIZES["resact"] = (36, None)
+SIZES |= {"resact": (36, None), "spr": (40, 32), "per": (36, None), "ere": (36, None)}
 
 
 @pytest.mark.parametrize("method", SIZES)

@@ -6,6 +6,7 @@ from covr_lightning.agent.augmentations import (
     NoAugmentation,
     RandomConvolution,
     RandomCrop,
+    RandomIntensity,
     RandomShift,
     RandomTranslate,
 )
@@ -15,10 +16,12 @@ from covr_lightning.agent.encoders import ConvTrunk, Encoder, Flare, ResActEncod
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
 from covr_lightning.agent.sac import SACModule
+from covr_lightning.agent.spr import SPR
 from covr_lightning.agent.views import BatchViews, DrQViews, OneView, SVEAViews, Views
 
 __all__ = [
     "CURL",
+    "SPR",
     "AnnealedPrior",
     "Augmentation",
     "BatchViews",
@@ -37,6 +40,7 @@ __all__ = [
     "Prior",
     "RandomConvolution",
     "RandomCrop",
+    "RandomIntensity",
     "RandomShift",
     "RandomTranslate",
     "ResActEncoder",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -73,6 +74,13 @@ def initialise(module: nn.Module) -> None:
         nn.init.orthogonal_(module.weight[:, :, centre, centre], nn.init.calculate_gain("relu"))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def squared_error(q: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of (q − y)² over a batch (B, 1), each row's times its weight (B,) where there are weights."""
+    if weight is None:
+        return F.mse_loss(q, y)
+    return (weight[:, None] * F.mse_loss(q, y, reduction="none")).mean()
 
 
 @contextmanager

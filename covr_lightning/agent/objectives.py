@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from covr_lightning.errors import ConfigError
+
 if TYPE_CHECKING:
     from covr_lightning.agent.sac import SACModule
     from covr_lightning.agent.views import BatchViews
@@ -22,22 +24,31 @@ class Objective(nn.Module, ABC):
         lr: Learning rate of the objective's own parameters.
         encoder_lr_multiplier: The encoder's learning rate under this objective, as a multiple of `lr`. Explicit,
             because published codes step the encoder by several optimizers at once without saying so.
-        sequence_length: Consecutive transitions that a batch must hold; 1 for single transitions.
         weight_decay: Adam's L2 penalty on the objective's own parameters; the encoder has none.
+        sequence_length: Consecutive transitions L in each of the sequences that it needs.
+        sequences: Sequences that it needs at every update, over all processes; 0 for none.
+
+    Raises:
+        ConfigError: `sequence_length` is below 1, or `sequences` negative.
     """
 
     def __init__(
         self,
         lr: float = 1e-3,
         encoder_lr_multiplier: float = 1.0,
-        sequence_length: int = 1,
         weight_decay: float = 0.0,
+        sequence_length: int = 1,
+        sequences: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, least in (("sequence_length", sequence_length, 1), ("sequences", sequences, 0)):
+            if value < least:
+                raise ConfigError(f"{name} is {value} (model.objectives); it must be at least {least}.")
         self.lr = lr
         self.encoder_lr_multiplier = encoder_lr_multiplier
-        self.sequence_length = sequence_length
         self.weight_decay = weight_decay
+        self.sequence_length = sequence_length
+        self.sequences = sequences
 
     def build(self, agent: SACModule) -> None:
         """Create networks whose shapes depend on the agent's. Called once, before optimizers are made."""
@@ -47,10 +58,15 @@ class Objective(nn.Module, ABC):
         """The loss of one batch.
 
         Args:
-            batch: The sampled transitions.
+            batch: The sampled transitions; for an objective with `sequences` also the entry ``sequences``, in which
+                each of at least as many sequences has at least `sequence_length` transitions
+                (:meth:`covr_lightning.data.sequences.SequenceSampler.sample`), but none while the replay holds none.
             views: The augmented images that this update works on.
             agent: For its trunk, projections and target networks.
 
         Returns:
             A scalar, and metrics to log.
         """
+
+    def update_targets(self, agent: SACModule) -> None:
+        """Move target networks of its own; called when the agent's targets have moved."""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -27,7 +26,7 @@ from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
 from covr_lightning.agent.checks import check_checkpoint, check_sizes
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
-from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update
+from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
 from covr_lightning.agent.views import OneView, Views
@@ -120,6 +119,9 @@ class SACModule(Acting):
         self.finite = FiniteGuard(on_non_finite)
         self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
+        #: Told after each update of the critics which rows of the replay it was on (B,), and their |δ| (B,): the mean
+        #: of both critics' |Q − y|. Set where the sampler goes by them.
+        self.td_error_listener: Callable[[Tensor, Tensor], None] | None = None
         #: Makes the policy of one evaluation episode; None takes this agent.
         self.episode_policy: Callable[[], DeterministicPolicy] | None = None
         self._generator: torch.Generator | None = None
@@ -149,7 +151,9 @@ class SACModule(Acting):
         Args:
             batch: Transitions (B,) with ``pixels``, ``action``, ``("next", "pixels" | "reward" | "terminated")`` and,
                 for the prior, ``a_v`` and ``a_v_valid``; for an actor that `needs_previous_action` also
-                ``previous_action`` (B, A), zero at an episode's first step; empty while the run warms up.
+                ``previous_action`` (B, A), zero at an episode's first step; empty while the run warms up. A sampler may
+                add ``priority_weight`` (B,), a factor of each transition's squared errors; the data add ``sequences``
+                for objectives that need them.
             batch_idx: Not used.
         """
         if batch.is_empty():
@@ -163,14 +167,18 @@ class SACModule(Acting):
         metrics: dict[str, Tensor | float] = {}
 
         # Critics (Eqs. 2 and 3): L_Q = Σ_views w Σ_i (Q_i(s, a) − y)², y = r + γ (min Q̄(s', ã) − α log π(ã | s')).
+        per_row = batch.get("priority_weight", None)
         with torch.no_grad():
             y = torch.stack([self._target(view, a, r, not_done, alpha) for view in views.target]).mean(0)
-        loss_q = r.new_zeros(())
+        loss_q, errors = r.new_zeros(()), []
         for view, weight in zip(views.critic, views.critic_weights, strict=True):
             q1, q2 = self.critic(self.critic_projection(self.trunk(view)), a)
-            loss_q = loss_q + weight * (F.mse_loss(q1, y) + F.mse_loss(q2, y))
+            loss_q = loss_q + weight * (squared_error(q1, y, per_row) + squared_error(q2, y, per_row))
+            errors += [q1.detach() - y, q2.detach() - y]
         self._descend(critic_opt, loss_q, "critics' loss")
         self.counters.grad_steps += 1
+        if self.td_error_listener is not None:
+            self.td_error_listener(batch["index"], torch.stack(errors).abs().mean(0).squeeze(-1))
         metrics |= {"train/critic_loss": loss_q.detach(), "train/q": q1.detach().mean()}
 
         # Actor and temperature (Eqs. 1 and 4). The encoder's output is detached: neither moves it.
@@ -196,7 +204,7 @@ class SACModule(Acting):
                 "train/labelled": batch["a_v_valid"].float().mean(),
             }
 
-        for objective, optimizer in zip(self._objectives(), objective_opts, strict=True):
+        for objective, optimizer in zip(self.objective_list, objective_opts, strict=True):
             loss, objective_metrics = objective.loss(batch, views, self)
             self._descend(optimizer, loss, f"loss of {type(objective).__name__}")
             metrics |= objective_metrics
@@ -205,6 +213,8 @@ class SACModule(Acting):
             soft_update(self.target_critic, self.critic, self.critic_tau)
             soft_update(self.target_trunk, self.trunk, self.encoder_tau)
             soft_update(self.target_projection, self.critic_projection, self.encoder_tau)
+            for objective in self.objective_list:
+                objective.update_targets(self)
         self._log(metrics)
 
     def _descend(self, optimizer: Any, loss: Tensor, name: str) -> None:
@@ -271,17 +281,18 @@ class SACModule(Acting):
             Adam(actor, lr=self.lrs["actor"], fused=True),
             Adam([self.log_alpha], lr=self.lrs["alpha"], betas=self.alpha_betas, fused=True),
         ]
-        for objective in self._objectives():
-            groups: list[dict[str, Any]] = [
-                {"params": [*objective.parameters()], "lr": objective.lr, "weight_decay": objective.weight_decay}
-            ]
+        for objective in self.objective_list:
+            own = [p for p in objective.parameters() if p.requires_grad]
+            groups: list[dict[str, Any]] = [{"params": own, "lr": objective.lr, "weight_decay": objective.weight_decay}]
             if objective.encoder_lr_multiplier:
                 rate = objective.lr * objective.encoder_lr_multiplier
                 groups.append({"params": [*encoder, *self.critic_projection.parameters()], "lr": rate})
             optimizers.append(Adam(groups, fused=True))
         return optimizers
 
-    def _objectives(self) -> list[Objective]:
+    @property
+    def objective_list(self) -> list[Objective]:
+        """The objectives, by their type."""
         return [objective for objective in self.objectives if isinstance(objective, Objective)]
 
     def _optimizers(self) -> list[Any]:

@@ -4,6 +4,16 @@ from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue
+from covr_lightning.data.proportional_sampler import ProportionalSampler
+from covr_lightning.data.recent_sampler import EmphasizingRecentSampler
 from covr_lightning.data.return_sampler import ReturnSampler
 
-__all__ = ["ExperienceData", "ExplorationPolicy", "FrameStackStorage", "LabelQueue", "ReturnSampler"]
+__all__ = [
+    "EmphasizingRecentSampler",
+    "ExperienceData",
+    "ExplorationPolicy",
+    "FrameStackStorage",
+    "LabelQueue",
+    "ProportionalSampler",
+    "ReturnSampler",
+]

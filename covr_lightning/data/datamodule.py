@@ -25,6 +25,8 @@ from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue, StalePriors
 from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.data.samplers import RunSampler
+from covr_lightning.data.sequences import SequenceSampler
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import global_state, set_global_state
@@ -35,6 +37,7 @@ from covr_lightning.vlm.vlm import VLM
 log = logging.getLogger(__name__)
 
 EVAL_SEED_OFFSET = 10_000
+SEQUENCE_SEED_OFFSET = 20_000
 
 
 class ExperienceData(L.LightningDataModule):
@@ -57,7 +60,8 @@ class ExperienceData(L.LightningDataModule):
         replay_capacity: Transitions kept in D.
         warmup_agent_steps: Agent steps before the first update.
         warmup_actions: ``"random"`` or ``"vlm"`` (the VLM drives the warm-up).
-        sampler: TorchRL sampler; uniform by default.
+        sampler: TorchRL sampler; uniform by default. A :class:`~covr_lightning.data.samplers.RunSampler` is told how
+            far the run is.
         label_every_agent_steps: The VLM is asked for every n-th agent step of an environment.
         label_batch_size: Frames per question to the VLM.
         stale_priors: What becomes of D's answers when a round has changed the VLM: ``"keep"`` them as they are (the
@@ -188,6 +192,13 @@ class ExperienceData(L.LightningDataModule):
             batch_size=self.batch_size // workers,
             generator=torch.Generator().manual_seed(own_seed),
         )
+        if isinstance(replay.sampler, RunSampler):
+            replay.sampler.episode_agent_steps = self.spec.episode_env_steps // self.spec.action_repeat
+            if replay.sampler.wants_td_errors:
+                model.td_error_listener = replay.update_priority
+        sequences = SequenceSampler.needed_by(
+            model.objective_list, replay.storage, self.spec, own_seed + SEQUENCE_SEED_OFFSET
+        )
         # Processes that start at different moments may each have found another folder free.
         folder = processes.from_first(self._trainer.default_root_dir)
         self._trainer._default_root_dir = folder  # type: ignore[attr-defined]
@@ -198,8 +209,8 @@ class ExperienceData(L.LightningDataModule):
                 self.relabel_batch_size,
             )  # fmt: skip
         self.experience = Experience(
-            replay, labels, ReplayParts(Path(folder) / "replay"), self.env_numbers, self.counters, model.prior,
-            model.finite, self.listeners,
+            replay, sequences, labels, ReplayParts(Path(folder) / "replay"), self.env_numbers, self.counters,
+            model.prior, model.finite, self.listeners,
         )  # fmt: skip
         self.policy = ExplorationPolicy(
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
@@ -275,13 +286,16 @@ class ExperienceData(L.LightningDataModule):
             self.env_steps_completed = 0
             while self._updates_owed >= 2:
                 self._updates_owed -= 1
-                yield self._experience.replay.sample()
+                yield self._sample()
             self.env_steps_completed = agent_steps * self.spec.action_repeat
             if self._updates_owed >= 1:
                 self._updates_owed -= 1
-                yield self._experience.replay.sample()
+                yield self._sample()
             else:
                 yield TensorDict({}, [])
+
+    def _sample(self) -> TensorDictBase:
+        return self._experience.sample(min(1.0, self.counters.env_steps / self.max_env_steps))
 
     def _store(self, collected: TensorDictBase) -> int:
         """Write collected transitions (M,) into D, advance the clock, and tell who listens.

@@ -17,6 +17,8 @@ from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.data.resharding import deal_out
+from covr_lightning.data.samplers import RunSampler
+from covr_lightning.data.sequences import SequenceSampler
 
 #: Told of each transition: the number of its environment, and the transition; None where the episode is cut.
 Listener = Callable[[int, TensorDictBase | None], None]
@@ -27,6 +29,7 @@ class Experience:
 
     Args:
         replay: D, or this process's share of it.
+        sequences: What draws windows of D for objectives; None if none needs them.
         labels: The VLM's questions about D's rows; None without a VLM.
         parts: Where D is saved.
         env_numbers: Numbers of this process's environments among all of the run.
@@ -42,6 +45,7 @@ class Experience:
     def __init__(
         self,
         replay: TensorDictReplayBuffer,
+        sequences: SequenceSampler | None,
         labels: LabelQueue | None,
         parts: ReplayParts,
         env_numbers: range,
@@ -51,6 +55,7 @@ class Experience:
         listeners: list[Listener],
     ) -> None:
         self.replay = replay
+        self.sequences = sequences
         self.labels = labels
         self.last_training_return: float | None = None
         self._parts = parts
@@ -109,13 +114,26 @@ class Experience:
         for listener in self._listeners:
             listener(env, None)
 
+    def sample(self, progress: float) -> TensorDictBase:
+        """Draw an update's batch.
+
+        Args:
+            progress: Share of the run's environment steps that have been taken, in [0, 1].
+        """
+        if isinstance(self.replay.sampler, RunSampler):
+            self.replay.sampler.progress = progress
+        batch = self.replay.sample()
+        return batch if self.sequences is None else self.sequences.add_to(batch)
+
     # -- state ---------------------------------------------------------------------------------------------------
 
     def save(self) -> dict[str, Any]:
         """Write the new part of D, and give its manifest (``replay``) and all else that is needed to go on."""
         return {
             "replay": self._parts.save(self.storage),
+            "sampler": self.replay.sampler.state_dict(),
             "sampler_rng": self.replay._rng.get_state(),
+            "sequences": self.sequences.state_dict() if self.sequences is not None else None,
             "returns": self._returns,
             "steps": self._steps,
             "last_training_return": self.last_training_return,
@@ -134,7 +152,10 @@ class Experience:
         """
         self._parts.restore(self.storage, manifest)
         self._continue_writing()
+        self.replay.sampler.load_state_dict(saved["sampler"])
         self.replay._rng.set_state(saved["sampler_rng"])
+        if self.sequences is not None and saved["sequences"] is not None:
+            self.sequences.load_state_dict(saved["sequences"])
         self.last_training_return = saved["last_training_return"]
         self._returns, self._steps = list(saved["returns"]), list(saved["steps"])
         if self.labels is not None and saved["labels"] is not None:
@@ -156,6 +177,7 @@ class Experience:
         """
         deal_out(self._parts, manifests, self.storage, processes.number(), processes.count())
         self._continue_writing()
+        self.replay.sampler.extend(torch.arange(len(self.storage)))  # its own state is of other rows
 
     def _continue_writing(self) -> None:
         written, capacity = self.storage.last_row_id + 1, self.storage.max_size

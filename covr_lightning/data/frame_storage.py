@@ -40,10 +40,12 @@ class OpenEpisode:
 
     Attributes:
         last_row: Running number of its last row.
+        rows: How many it has so far.
         stack: Running numbers of its newest k frames, oldest first.
     """
 
     last_row: int
+    rows: int
     stack: list[int]
 
 
@@ -58,7 +60,9 @@ class FrameStackStorage(LazyTensorStorage):
     Rows may carry ``env``, the number of their environment (0 without it); each environment's rows continue its last
     ones. All of them share both rings, so that samplers see one replay in the order of time.
 
-    Rows also get ``row_id``, their running number, so that a late label finds its row or finds it overwritten.
+    Rows also get ``row_id``, their running number, so that a late label finds its row or finds it overwritten; for
+    whoever follows an episode, ``previous_row``, the running number of the row before it (−1 at the episode's first
+    one), and ``episode_row``, how many rows of its episode came before it.
 
     If episodes are so short that live frames would be overwritten, the frame ring grows by a quarter and says so.
 
@@ -124,7 +128,7 @@ class FrameStackStorage(LazyTensorStorage):
         n = data.shape[0]
         if n > self.max_size:
             raise ValueError(f"{n} transitions cannot be written at once into a replay of {self.max_size}.")
-        numbers, starts, episodes, written = self._number(data)
+        numbers, before, starts, episodes, written = self._number(data)
 
         self._reserve(data["pixels"], written, n)
         assert self._frames is not None, "reserved above"
@@ -135,38 +139,43 @@ class FrameStackStorage(LazyTensorStorage):
         rows = data.exclude("pixels", ("next", "pixels"))
         rows["frames"] = numbers
         rows["row_id"] = self._rows_written + torch.arange(n)
+        rows["previous_row"], rows["episode_row"] = before.unbind(1)
         super().set(cursor, rows[0] if single else rows, set_cursor=set_cursor)
         self._rows_written += n
         self._written, self._open = written, episodes
 
-    def _number(self, data: TensorDictBase) -> tuple[torch.Tensor, list[int], dict[int, OpenEpisode], int]:
-        """Give frames their running numbers.
+    def _number(
+        self, data: TensorDictBase
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int], dict[int, OpenEpisode], int]:
+        """Give frames their running numbers, and find each row's place in its episode.
 
         Every transition brings its next frame; one that starts an episode brings its own before it. That is one frame
         after a reset, and k where the episode's beginning is not known here.
 
         Returns:
-            Numbers of each row's frames (N, k + 1), which rows start an episode, what is open afterwards, and the
-            number of the frame after the last one.
+            Numbers of each row's frames (N, k + 1), ``previous_row`` and ``episode_row`` (N, 2), which rows start an
+            episode, what is open afterwards, and the number of the frame after the last one.
         """
         done = data["next", "done"].reshape(-1).tolist()
         named = data.get("env", None)
         envs = named.reshape(-1).tolist() if named is not None else [0] * len(done)
         episodes, written = dict(self._open), self._written
-        numbers, starts = [], []
+        numbers, before, starts = [], [], []
         for row, (env, ends) in enumerate(zip(envs, done, strict=True)):
             episode = episodes.pop(env, None)
             if episode is None:
                 stack = _first_stack(data["pixels"][row], self.frame_stack, written)
                 written = stack[-1] + 1
                 starts.append(row)
+                before.append([-1, 0])
             else:
                 stack = episode.stack
+                before.append([episode.last_row, episode.rows])
             numbers.append([*stack, written])
             written += 1
             if not ends:
-                episodes[env] = OpenEpisode(self._rows_written + row, numbers[-1][1:])
-        return torch.tensor(numbers), starts, episodes, written
+                episodes[env] = OpenEpisode(self._rows_written + row, before[-1][1] + 1, numbers[-1][1:])
+        return torch.tensor(numbers), torch.tensor(before), starts, episodes, written
 
     def _reserve(self, pixels: torch.Tensor, written_after: int, n: int) -> None:
         """Allocate the frame ring, or grow it if writing would overwrite frames that live rows need."""
@@ -223,8 +232,19 @@ class FrameStackStorage(LazyTensorStorage):
         Returns:
             (N, 3, H, W) uint8.
         """
+        return self.frames(self._storage["frames"][index, -2])
+
+    def frames(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Single frames by their running numbers, which the rows' entry ``frames`` names.
+
+        Args:
+            numbers: (…) of frames that rows still need.
+
+        Returns:
+            (…, 3, H, W) uint8.
+        """
         assert self._frames is not None, "a row was written"
-        return self._frames[self._storage["frames"][index, -2] % self._frame_capacity]
+        return self._frames[numbers % self._frame_capacity]
 
     def position_of(self, row_id: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where rows of given running numbers stand.
@@ -292,12 +312,13 @@ class FrameStackStorage(LazyTensorStorage):
     def numbers(self) -> dict[str, Any]:
         """What the storage counts, of plain integers; ``rows_written`` is its write index.
 
-        ``open`` has an entry per open episode: its environment, its last row, and the numbers of its newest frames.
+        ``open`` has an entry per open episode: its environment, its last row, how many it has, and the numbers of its
+        newest frames.
         """
         return {
             "max_size": self.max_size, "frame_capacity": self._frame_capacity, "rows_written": self._rows_written,
             "frames_written": self._written,
-            "open": [[env, episode.last_row, *episode.stack] for env, episode in sorted(self._open.items())],
+            "open": [[env, e.last_row, e.rows, *e.stack] for env, e in sorted(self._open.items())],
         }  # fmt: skip
 
     def slice(self, start: int, end: int, first_frame: int, labels_since: int | None) -> ReplaySlice:
@@ -341,7 +362,7 @@ class FrameStackStorage(LazyTensorStorage):
         """
         self._empty()
         self._rows_written, self._written = numbers["rows_written"], numbers["frames_written"]
-        self._open = {env: OpenEpisode(last_row, stack) for env, last_row, *stack in numbers["open"]}
+        self._open = {env: OpenEpisode(last_row, rows, stack) for env, last_row, rows, *stack in numbers["open"]}
         self._frame_capacity = numbers["frame_capacity"]
         oldest, length = self.oldest_row, min(self._rows_written, self.max_size)
         rows: dict[str, torch.Tensor] = {}
