@@ -12,7 +12,7 @@ from covr_lightning.errors import ConfigError
 
 
 class Augmentation(ABC):
-    """A random change of images, and the fixed one that acting and evaluation use in its place.
+    """A random change of images, and the fixed one that acting and evaluation use in its place, by default none.
 
     Attributes:
         same_for_next: Whether an observation and its successor must get the same draw.
@@ -24,17 +24,17 @@ class Augmentation(ABC):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Augment images (B, C, H, W) uint8, each with a draw of its own."""
 
-    @abstractmethod
     def centre(self, images: Tensor) -> Tensor:
-        """What the policy sees when it acts: images (B, C, H, W) uint8 without randomness."""
+        """What the policy sees when it acts: images (B, C, H, W) uint8 without randomness; by default as they are."""
+        return images
 
-    @abstractmethod
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width that come out for images of a given height and width.
+        """Height and width that come out for images of a given height and width; by default the same.
 
         Raises:
             ConfigError: Images of this size cannot be augmented so.
         """
+        return size
 
 
 class NoAugmentation(Augmentation):
@@ -43,14 +43,6 @@ class NoAugmentation(Augmentation):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the images."""
         return images
-
-    def centre(self, images: Tensor) -> Tensor:
-        """Return the images."""
-        return images
-
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size."""
-        return size
 
 
 class RandomCrop(Augmentation):
@@ -150,14 +142,6 @@ class RandomShift(Augmentation):
         shifted = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
         return shifted.permute(0, 3, 1, 2)
 
-    def centre(self, images: Tensor) -> Tensor:
-        """Return the images."""
-        return images
-
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size."""
-        return size
-
 
 class RandomConvolution(Augmentation):
     """SVEA's strong augmentation: each image through a random convolution of its own (Hansen et al., 2021).
@@ -176,14 +160,6 @@ class RandomConvolution(Augmentation):
         x = F.pad(frames.to(torch.float32) / 255, (1, 1, 1, 1), mode="replicate")
         x = torch.sigmoid_(F.conv2d(x, kernels, groups=b)).mul_(255).round_().to(torch.uint8)
         return x.reshape(c // 3, b, 3, h, w).transpose(0, 1).reshape(b, c, h, w)
-
-    def centre(self, images: Tensor) -> Tensor:
-        """Return the images."""
-        return images
-
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size."""
-        return size
 
 
 def _offsets(n: int, max_top: int, max_left: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
