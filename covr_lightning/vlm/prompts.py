@@ -146,17 +146,16 @@ def prompt_for(task: str) -> Prompt:
 
 
 def point_reach_prompt() -> Prompt:
-    """The prompt of reaching a goal with a point. The embedded VLM was not trained with it."""
-    names = ("velocity_x", "velocity_y")
+    """The prompt of reaching a goal with a point, in words that the embedded VLM knows; it was not trained with it."""
     return Prompt(
         "You control a point from one picture.",
         user_text(
             "a white point and a red round target, seen from above",
-            "Bring the point onto the target. Positive velocities move the point right and up, negative ones left and "
+            "Bring the point onto the target. Positive values push the point right and up, negative ones left and "
             "down.",
-            names,
+            ("right", "up"),
         ),
-        names,
+        ("right", "up"),
     )
 
 

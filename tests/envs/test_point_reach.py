@@ -38,7 +38,7 @@ def test_specs_and_prompt() -> None:
     }  # fmt: skip
     prompt = prompt_for("point-reach")
     assert prompt.action_size == 2
-    assert prompt.user.endswith("action:[velocity_x, velocity_y]")
+    assert prompt.user.endswith("action:[right, up]")
 
 
 def test_motion_and_reward_by_hand() -> None:
