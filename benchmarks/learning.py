@@ -67,6 +67,9 @@ _ONE_ROUND = {
 METHODS: dict[str, Method] = {
     "SAC": Method(("dmc_sac.yaml",), {}),
     "RAD": Method(("dmc_rad.yaml",), _CANVAS),
+    "RAD cutout": Method(
+        ("dmc_sac.yaml", "cutout.yaml"), {"model.augmentation.smallest": 3, "model.augmentation.largest": 8}
+    ),
     "DrQ": Method(("dmc_drq.yaml",), {"model.augmentation.pad": 2}),
     "SVEA": Method(("dmc_svea.yaml",), {"model.augmentation.pad": 2}),
     "DeepMDP": Method(("dmc_deepmdp.yaml",), {}),
@@ -166,7 +169,7 @@ def command(name: str, seed: int, folder: Path) -> list[str]:
     method = METHODS[name]
     settings = {
         "runs_dir": folder, "name": name.replace(" ", "_"), "seed_everything": seed, "data.seed": seed,
-        "model.seed": seed, "data.eval_episodes": EPISODES, "trainer.accelerator": "cpu",
+        "model.seed": seed, "data.eval_episodes": EPISODES, "data.eval_every_env_steps": 10**6, "trainer.accelerator": "cpu",
         "trainer.enable_progress_bar": False, "trainer.enable_checkpointing": False, "trainer.logger": False,
         **method.settings,
     }  # fmt: skip

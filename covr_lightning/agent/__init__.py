@@ -6,6 +6,7 @@ from covr_lightning.agent.augmentations import (
     NoAugmentation,
     RandomConvolution,
     RandomCrop,
+    RandomCutout,
     RandomShift,
     RandomTranslate,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Prior",
     "RandomConvolution",
     "RandomCrop",
+    "RandomCutout",
     "RandomShift",
     "RandomTranslate",
     "ResActEncoder",

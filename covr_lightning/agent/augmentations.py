@@ -143,6 +143,44 @@ class RandomShift(Augmentation):
         return shifted.permute(0, 3, 1, 2)
 
 
+class RandomCutout(Augmentation):
+    """RAD's cutout: a black rectangle somewhere in each image (Laskin et al., 2020).
+
+    Height and width are drawn uniformly, then the place, uniformly among those where the rectangle lies inside. The
+    authors' code (``data_augs.py``) takes the height as the distance from the top as well, and the width as that from
+    the left, so that there a small rectangle is always near the corner.
+
+    Args:
+        smallest: Least height and width in pixels. RAD: 10.
+        largest: Greatest height and width in pixels, included. RAD: 29.
+    """
+
+    def __init__(self, smallest: int = 10, largest: int = 29) -> None:
+        self.smallest, self.largest = smallest, largest
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Blacken a rectangle of each image, the same in all its frames."""
+        rows, columns = (self._span(len(images), length, generator) for length in images.shape[-2:])
+        hole = rows[:, None, :, None] & columns[:, None, None, :]
+        return images.masked_fill(hole.to(images.device), 0)
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size."""
+        if not 0 <= self.smallest <= self.largest <= min(size):
+            raise ConfigError(
+                f"A cutout of {self.smallest} to {self.largest} pixels (model.augmentation.smallest, largest) does not "
+                f"fit a frame of {size[0]}×{size[1]} (data.env.size): 0 ≤ smallest ≤ largest ≤ {min(size)}."
+            )
+        return size
+
+    def _span(self, n: int, length: int, generator: torch.Generator | None) -> Tensor:
+        """One interval inside 0 … length − 1 for each of n images, as a mask (n, length)."""
+        width = self.smallest + _draw(n, self.largest - self.smallest, generator)
+        first = _draw(n, 2**40, generator) % (length - width + 1)  # so many that the remainders are uniform
+        place = torch.arange(length) - first[:, None]
+        return (place >= 0) & (place < width[:, None])
+
+
 class RandomConvolution(Augmentation):
     """SVEA's strong augmentation: each image through a random convolution of its own (Hansen et al., 2021).
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from covr_lightning.agent import RandomCrop, RandomShift, RandomTranslate
+from covr_lightning.agent import RandomCrop, RandomCutout, RandomShift, RandomTranslate
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import agent, batch
 
@@ -64,3 +64,32 @@ def test_impossible_sizes_are_refused_in_one_sentence() -> None:
         agent(augmentation=RandomCrop(30))
     with pytest.raises(ConfigError, match=r"canvas of 10 pixels .* smaller than the frame"):
         agent(augmentation=RandomTranslate(10))
+
+
+def test_cutout_blackens_one_rectangle_and_nothing_else() -> None:
+    images = numbered(200) // 2 + 1  # nothing is black
+    cut = RandomCutout(2, 4)(images, torch.Generator().manual_seed(0))
+    tops, sides = set(), set()
+    for image, after in zip(images, cut, strict=True):
+        ys, xs = (after[0] == 0).nonzero(as_tuple=True)
+        top, left = int(ys.min()), int(xs.min())
+        height, width = int(ys.max()) - top + 1, int(xs.max()) - left + 1
+        expected = image.clone()
+        for y in range(top, top + height):
+            for x in range(left, left + width):
+                expected[:, y, x] = 0  # in every frame
+        assert torch.equal(after, expected)
+        tops.add(top)
+        sides |= {height, width}
+    assert sides == {2, 3, 4}
+    assert tops == set(range(9))  # of 10 rows; the smallest rectangle can begin in the ninth
+    assert torch.equal(RandomCutout(2, 4).centre(images), images)
+    assert torch.equal(RandomCutout(0, 0)(images), images)
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(10, 29), (5, 4), (-1, 4)])
+def test_wrong_cutouts(smallest: int, largest: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"cutout of {smallest} to {largest} pixels .* does not fit a frame of 20×20"
+    ):
+        agent(augmentation=RandomCutout(smallest, largest))
