@@ -169,9 +169,9 @@ def command(name: str, seed: int, folder: Path) -> list[str]:
     method = METHODS[name]
     settings = {
         "runs_dir": folder, "name": name.replace(" ", "_"), "seed_everything": seed, "data.seed": seed,
-        "model.seed": seed, "data.eval_episodes": EPISODES, "data.eval_every_env_steps": 10**6, "trainer.accelerator": "cpu",
-        "trainer.enable_progress_bar": False, "trainer.enable_checkpointing": False, "trainer.logger": False,
-        **method.settings,
+        "model.seed": seed, "data.eval_episodes": EPISODES, "data.eval_every_env_steps": 10**6,
+        "trainer.accelerator": "cpu", "trainer.enable_progress_bar": False, "trainer.enable_checkpointing": False,
+        "trainer.logger": False, **method.settings,
     }  # fmt: skip
     flat = [part for key, value in settings.items() for part in (f"--{key}", _text(value))]
     named = [part for config in (*method.configs, TASK) for part in ("--config", config)]
