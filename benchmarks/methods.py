@@ -5,7 +5,7 @@
 
 Each method is what its YAML builds. Lines are those of the parts' own classes without blanks, comments and docstrings.
 Times are of one update, the mean of one without and one with the actor's turn, at batch 128 on random frames of the
-size that the YAML renders; the methods take turns, and each has the median of its own. Scores are read from
+size that the YAML renders; each method takes turns with SAC, and the medians are compared. Scores are read from
 `benchmarks/learning.csv`, which `benchmarks/learning.py` writes.
 """
 
@@ -144,30 +144,44 @@ def update_of(model: SACModule, n: int) -> Callable[[], None]:
     return updates
 
 
-def time_updates(names: Iterable[str], n: int, seconds: float) -> dict[str, float]:
-    """Median seconds of an update of each method, taking turns for about so many seconds in all."""
-    updates = {name: update_of(build(METHODS[name].configs).model, n) for name in names}
-    for update in updates.values():  # the first ones allocate
-        update()
-    taken: dict[str, list[float]] = {name: [] for name in updates}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, taken.values())) < 3:
-        for name, update in updates.items():
-            start = time.perf_counter()
-            update()
-            taken[name].append((time.perf_counter() - start) / 2)
-    return {name: statistics.median(times) for name, times in taken.items()}
+def time_updates(names: Iterable[str], n: int, turns: int) -> dict[str, tuple[float, float]]:
+    """Each method's update beside SAC's, the two taking turns.
+
+    No third model is held meanwhile: what lies idle in memory for a minute may be slow when it is touched again.
+
+    Args:
+        names: The methods.
+        n: Transitions in a batch.
+        turns: Pairs of updates of each, after a first one that allocates.
+
+    Returns:
+        Median seconds of the method's update, and over SAC's.
+    """
+    sac = update_of(build(METHODS["SAC"].configs).model, n)
+    measured = {}
+    for name in names:
+        method = update_of(build(METHODS[name].configs).model, n)
+        taken: tuple[list[float], list[float]] = ([], [])
+        for turn in range(turns + 1):
+            for update, times in zip((sac, method), taken, strict=True):
+                start = time.perf_counter()
+                update()
+                if turn:
+                    times.append((time.perf_counter() - start) / 2)
+        seconds = statistics.median(taken[1])
+        measured[name] = (seconds, seconds / statistics.median(taken[0]))
+    return measured
 
 
-def write_times(n: int, seconds: float) -> None:
+def write_times(n: int, turns: int) -> None:
     """Time the updates and write them down."""
-    times = time_updates([name for name in METHODS if name not in (*SAME_UPDATE, *NOT_TIMED)], n, seconds)
+    names = [name for name in METHODS if name not in (*SAME_UPDATE, *NOT_TIMED)]
     with TIMES.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["date", "method", "batch", "threads", "milliseconds", "relative"])
-        for name, value in times.items():
-            row = [datetime.date.today().isoformat(), name, n, torch.get_num_threads()]
-            writer.writerow([*row, f"{1000 * value:.0f}", f"{value / times['SAC']:.2f}"])
+        writer.writerow(["date", "method", "batch", "threads", "turns", "milliseconds", "relative"])
+        for name, (seconds, relative) in time_updates(names, n, turns).items():
+            row = [datetime.date.today().isoformat(), name, n, torch.get_num_threads(), turns]
+            writer.writerow([*row, f"{1000 * seconds:.0f}", f"{relative:.2f}"])
 
 
 def relative_times() -> dict[str, str]:
@@ -246,10 +260,10 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="time the updates anew")
     parser.add_argument("--write", action="store_true", help="write the table into docs/methods.md and README.md")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=120, help="for all timings together, about")
+    parser.add_argument("--turns", type=int, default=5, help="pairs of updates of SAC and of each method")
     arguments = parser.parse_args()
     if arguments.time:
-        write_times(arguments.batch, arguments.seconds)
+        write_times(arguments.batch, arguments.turns)
     lines = table()
     print("\n".join(lines))
     if arguments.write:
