@@ -15,6 +15,7 @@ import argparse
 import ast
 import csv
 import datetime
+import gc
 import inspect
 import io
 import statistics
@@ -147,7 +148,7 @@ def update_of(model: SACModule, n: int) -> Callable[[], None]:
 def time_updates(names: Iterable[str], n: int, turns: int) -> dict[str, tuple[float, float]]:
     """Each method's update beside SAC's, the two taking turns.
 
-    No third model is held meanwhile: what lies idle in memory for a minute may be slow when it is touched again.
+    No third model is held meanwhile: of a dozen held at once, the last ones took several times as long.
 
     Args:
         names: The methods.
@@ -168,6 +169,8 @@ def time_updates(names: Iterable[str], n: int, turns: int) -> dict[str, tuple[fl
                 update()
                 if turn:
                     times.append((time.perf_counter() - start) / 2)
+        del method
+        gc.collect()  # a module is in a cycle
         seconds = statistics.median(taken[1])
         measured[name] = (seconds, seconds / statistics.median(taken[0]))
     return measured
