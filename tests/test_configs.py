@@ -46,7 +46,11 @@ from covr_lightning.finetune import SavedRows, VLMFineTuner
 from covr_lightning.finetune.cli import FineTuneCLI, fine_tunes_alone
 from covr_lightning.training import CovrCLI
 
-PIECES = {"crop.yaml": ["dmc_rad.yaml"], "qlora.yaml": ["carla_hw.yaml"]}
+PIECES = {
+    "crop.yaml": ["dmc_rad.yaml"],
+    "cutout.yaml": ["dmc_sac.yaml", "road_hw.yaml"],
+    "qlora.yaml": ["carla_hw.yaml"],
+}
 DRIVING = ["carla_hw.yaml", "road_gp.yaml"]
 
 

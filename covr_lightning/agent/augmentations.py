@@ -12,7 +12,7 @@ from covr_lightning.errors import ConfigError
 
 
 class Augmentation(ABC):
-    """A random change of images, and the fixed one that acting and evaluation use in its place.
+    """A random change of images, and the fixed one that acting and evaluation use in its place, by default none.
 
     Attributes:
         same_for_next: Whether an observation and its successor must get the same draw.
@@ -24,17 +24,17 @@ class Augmentation(ABC):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Augment images (B, C, H, W) uint8, each with a draw of its own."""
 
-    @abstractmethod
     def centre(self, images: Tensor) -> Tensor:
-        """What the policy sees when it acts: images (B, C, H, W) uint8 without randomness."""
+        """What the policy sees when it acts: images (B, C, H, W) uint8 without randomness; by default as they are."""
+        return images
 
-    @abstractmethod
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width that come out for images of a given height and width.
+        """Height and width that come out for images of a given height and width; by default the same.
 
         Raises:
             ConfigError: Images of this size cannot be augmented so.
         """
+        return size
 
 
 class NoAugmentation(Augmentation):
@@ -43,14 +43,6 @@ class NoAugmentation(Augmentation):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the images."""
         return images
-
-    def centre(self, images: Tensor) -> Tensor:
-        """Return the images."""
-        return images
-
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size."""
-        return size
 
 
 class RandomCrop(Augmentation):
@@ -150,13 +142,43 @@ class RandomShift(Augmentation):
         shifted = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
         return shifted.permute(0, 3, 1, 2)
 
-    def centre(self, images: Tensor) -> Tensor:
-        """Return the images."""
-        return images
+
+class RandomCutout(Augmentation):
+    """RAD's cutout: a black rectangle somewhere in each image (Laskin et al., 2020).
+
+    Height and width are drawn uniformly, then the place, uniformly among those where the rectangle lies inside. The
+    authors' code (``data_augs.py``) takes the height as the distance from the top as well, and the width as that from
+    the left, so that there a small rectangle is always near the corner.
+
+    Args:
+        smallest: Least height and width in pixels. RAD: 10.
+        largest: Greatest height and width in pixels, included. RAD: 29.
+    """
+
+    def __init__(self, smallest: int = 10, largest: int = 29) -> None:
+        self.smallest, self.largest = smallest, largest
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Blacken a rectangle of each image, the same in all its frames."""
+        rows, columns = (self._span(len(images), length, generator) for length in images.shape[-2:])
+        hole = rows[:, None, :, None] & columns[:, None, None, :]
+        return images.masked_fill(hole.to(images.device), 0)
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size."""
+        if not 0 <= self.smallest <= self.largest <= min(size):
+            raise ConfigError(
+                f"A cutout of {self.smallest} to {self.largest} pixels (model.augmentation.smallest, largest) does not "
+                f"fit a frame of {size[0]}×{size[1]} (data.env.size): 0 ≤ smallest ≤ largest ≤ {min(size)}."
+            )
         return size
+
+    def _span(self, n: int, length: int, generator: torch.Generator | None) -> Tensor:
+        """One interval inside 0 … length − 1 for each of n images, as a mask (n, length)."""
+        width = self.smallest + _draw(n, self.largest - self.smallest, generator)
+        first = _draw(n, 2**40, generator) % (length - width + 1)  # so many that the remainders are uniform
+        place = torch.arange(length) - first[:, None]
+        return (place >= 0) & (place < width[:, None])
 
 
 class RandomConvolution(Augmentation):
@@ -176,14 +198,6 @@ class RandomConvolution(Augmentation):
         x = F.pad(frames.to(torch.float32) / 255, (1, 1, 1, 1), mode="replicate")
         x = torch.sigmoid_(F.conv2d(x, kernels, groups=b)).mul_(255).round_().to(torch.uint8)
         return x.reshape(c // 3, b, 3, h, w).transpose(0, 1).reshape(b, c, h, w)
-
-    def centre(self, images: Tensor) -> Tensor:
-        """Return the images."""
-        return images
-
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size."""
-        return size
 
 
 class RandomIntensity(Augmentation):

@@ -1,4 +1,4 @@
-"""What the VLM is told: one prompt per dm_control task; those of the driving tasks are in `driving_prompts`.
+"""What the VLM is told: one prompt per dm_control task and that of the point; driving is in `driving_prompts`.
 
 Each prompt says what the picture shows, what each action dimension does and its range, and the exact answer format.
 The texts are short because a prompt's length decides the cost of labelling; they serve a general VLM as well.
@@ -108,6 +108,10 @@ _DMC_TASKS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
 }
 
 
+#: `spec.task` of :class:`covr_lightning.envs.PointReach`.
+POINT_REACH = "point-reach"
+
+
 def user_text(shows: str, instruction: str, names: tuple[str, ...]) -> str:
     """The skeleton of every prompt: what the picture shows, what is asked, the range and the answer format."""
     return (
@@ -136,7 +140,23 @@ def prompt_for(task: str) -> Prompt:
         return DRIVING_PROMPTS[task]()
     if task in _DMC_TASKS:
         return dmc_prompt(task)
-    raise _no_prompt(task, (*_DMC_TASKS, *DRIVING_PROMPTS))
+    if task == POINT_REACH:
+        return point_reach_prompt()
+    raise _no_prompt(task, (*_DMC_TASKS, *DRIVING_PROMPTS, POINT_REACH))
+
+
+def point_reach_prompt() -> Prompt:
+    """The prompt of reaching a goal with a point, in words that the embedded VLM knows; it was not trained with it."""
+    return Prompt(
+        "You control a point from one picture.",
+        user_text(
+            "a white point and a red round target, seen from above",
+            "Bring the point onto the target. Positive values push the point right and up, negative ones left and "
+            "down.",
+            ("right", "up"),
+        ),
+        ("right", "up"),
+    )
 
 
 def dmc_prompt(task: str) -> Prompt:

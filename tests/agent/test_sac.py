@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict
 
 from covr_lightning.agent import (
@@ -19,8 +18,6 @@ from covr_lightning.agent import (
     NoPrior,
     Objective,
     Prior,
-    RandomCrop,
-    RandomShift,
     RandomTranslate,
     SACModule,
 )
@@ -185,62 +182,7 @@ def test_weights_of_the_priors() -> None:
         ConstantPrior(-1)
 
 
-# -- augmentations --------------------------------------------------------------------------------------------------
-
-
-def numbered(n: int = 4, size: int = 10) -> torch.Tensor:
-    return torch.arange(n * 6 * size * size).reshape(n, 6, size, size).remainder(251).to(torch.uint8)
-
-
-def test_crop_cuts_windows_that_exist_and_all_channels_alike() -> None:
-    images = numbered()
-    crops = RandomCrop(7)(images, torch.Generator().manual_seed(0))
-    for image, crop in zip(images, crops, strict=True):
-        places = [(y, x) for y in range(4) for x in range(4) if torch.equal(image[:, y : y + 7, x : x + 7], crop)]
-        assert len(places) >= 1
-    assert torch.equal(RandomCrop(6).centre(images), images[..., 2:8, 2:8])
-    assert torch.equal(RandomCrop(10)(images), images)
-
-
-def test_crop_reaches_every_offset() -> None:
-    image = torch.arange(25, dtype=torch.uint8).reshape(1, 1, 5, 5).expand(400, -1, -1, -1)
-    corners = RandomCrop(3)(image, torch.Generator().manual_seed(0))[:, 0, 0, 0].unique()
-    assert corners.tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12]
-
-
-def test_translate_places_the_frame_and_moves_the_next_one_alike() -> None:
-    images = numbered() // 2 + 1
-    canvas = RandomTranslate(13)(images, torch.Generator().manual_seed(0))
-    for image, placed in zip(images, canvas, strict=True):
-        ys, xs = placed[0].nonzero(as_tuple=True)
-        y, x = int(ys.min()), int(xs.min())
-        assert torch.equal(placed[:, y : y + 10, x : x + 10], image)
-        assert int((placed > 0).sum()) == image.numel()
-    assert torch.equal(RandomTranslate(14).centre(images)[..., 2:12, 2:12], images)
-    module = agent(augmentation=RandomTranslate(24))
-    b = batch()
-    views = module.views(b["pixels"], b["pixels"], module.augmentation, module.generator)
-    assert torch.equal(views.actor, views.target[0])  # one offset for both
-    views = module.views(b["pixels"], b["pixels"], RandomCrop(12), module.generator)
-    assert not torch.equal(views.actor, views.target[0])  # crops are independent
-
-
-def test_shift_equals_padding_and_cropping() -> None:
-    images = numbered()
-    shifted = RandomShift(3)(images, torch.Generator().manual_seed(5))
-    g = torch.Generator().manual_seed(5)
-    top, left = torch.randint(0, 7, (4,), generator=g), torch.randint(0, 7, (4,), generator=g)
-    padded = F.pad(images.float(), (3, 3, 3, 3), mode="replicate")
-    for i in range(4):
-        expected = padded[i, :, top[i] : top[i] + 10, left[i] : left[i] + 10]
-        assert torch.equal(shifted[i].float(), expected)
-
-
 def test_impossible_sizes_are_refused_in_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"crop of 30 pixels .* larger than the frame of 20×20"):
-        agent(augmentation=RandomCrop(30))
-    with pytest.raises(ConfigError, match=r"canvas of 10 pixels .* smaller than the frame"):
-        agent(augmentation=RandomTranslate(10))
     with pytest.raises(ConfigError, match="shrinks to nothing"):
         agent(strides=(2, 2, 2, 2))
     with pytest.raises(ConfigError, match=r"model\.gamma is 2"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from covr_lightning.envs import DMControl
+from covr_lightning.envs import DMControl, PointReach
 from covr_lightning.envs.base import EnvFactory, PixelEnv
 from covr_lightning.envs.carracing import CarRacing
 from covr_lightning.envs.dmc import TASKS
@@ -20,6 +20,7 @@ FACTORIES: dict[str, tuple[EnvFactory, int]] = {
     **{task: (DMControl(task, size=32, action_repeat=50, rendering="fast"), 20) for task in TASKS},
     **{f"road {name}": (Road(name, action_repeat=50), 20) for name in ("highway", "highway_b", "ghost_pedestrian")},
     "carracing": (CarRacing(action_repeat=50), 20),
+    "point-reach": (PointReach(), 10),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from covr_lightning.envs import TASKS, DMControl, Road
+from covr_lightning.envs import TASKS, DMControl, PointReach, Road
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.prompts import prompt_for
 from covr_lightning.vlm.vlm import VLM, LoRA
@@ -39,6 +39,14 @@ def test_every_task_gets_answers_of_its_size(task: str) -> None:
     actions, valid = vlm.propose(frames(task, 8))
     assert actions.shape == (8, DMControl(task).spec.action_dim)
     assert valid.float().mean() >= 0.5
+
+
+def test_the_point_gets_answers_of_its_size_although_the_vlm_never_saw_it() -> None:
+    vlm, env = VLM(), PointReach().make(0)
+    vlm.load(env.env_spec)
+    actions, valid = vlm.propose(torch.stack([env.reset()["pixels"][-3:] for _ in range(8)]))
+    assert actions.shape == (8, 2)
+    assert valid.all()
 
 
 def test_targets_by_regular_expression_and_wrong_targets(untrained_vlm: Path) -> None:
