@@ -16,11 +16,12 @@ from covr_lightning.report.page import Page
 from covr_lightning.report.runs import Group, find_runs, group_runs, read_run
 from covr_lightning.saving.files import write_atomically
 
-#: The page's parts, in order.
+#: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
 PARTS = (
     sections.overview, sections.learning, sections.rounds, sections.buffer, sections.entropy, pictures.similarity,
     pictures.strips, sections.published, sections.differences, sections.times, pictures.videos,
 )  # fmt: skip
+OF_ROUNDS = (sections.buffer, sections.entropy, pictures.similarity, pictures.strips)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +75,8 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
         page = Page(out)
         with style():
             for part in PARTS:
-                part(page, groups)
+                if part not in OF_ROUNDS or any(group.round_numbers for group in groups):
+                    part(page, groups)
         path = out / "index.html"
         write_atomically(path, [page.html(_title(groups), _head(groups)).encode()])
     except OSError as error:

@@ -84,7 +84,7 @@ def vlm_error(run: Run) -> Figure | None:
     axes.scatter(x, after, s=58, color=COLORS[1], label="VLM after", zorder=2)
     axes.hlines(constant, x - 0.28, x + 0.28, color=INK, linewidth=2, label="constant predictor")
     axes.set(xlabel="fine-tune round", ylabel="mean |a_v − a|")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * float(np.nanmax([before, after, constant])))
     _whole_numbers(axes, x.tolist())
     _legend(axes)
     return figure

@@ -12,7 +12,7 @@ import numpy as np
 from covr_lightning.report import figures
 from covr_lightning.report.page import Page, number, picture, table
 from covr_lightning.report.runs import Columns, Group, VLMAlone
-from covr_lightning.report.sections import CALLBACK, has_rounds, named, of_seed
+from covr_lightning.report.sections import CALLBACK, named, of_seed
 
 #: Videos are put into the page up to this many bytes in all; the others are linked.
 _EMBEDDED_BYTES = 6_000_000
@@ -27,9 +27,7 @@ def similarity(page: Page, groups: Sequence[Group]) -> None:
         "most the median). A round has worked when blue rises and red does not follow. Bars: middle half of the rows "
         "(Fig. 6).",
     )
-    for group in named(page, groups):
-        if not has_rounds(page, group):
-            continue
+    for group in named(page, groups, with_rounds=True):
         run = group.first
         if not run.samples:
             page.missing(
@@ -55,9 +53,7 @@ def strips(page: Page, groups: Sequence[Group]) -> None:
         "The same frames put to the VLM before and after a round, beside the executed action; below, an episode that "
         "it played alone, of the same seed before the first round and after the last (Fig. 9).",
     )
-    for group in named(page, groups):
-        if not has_rounds(page, group):
-            continue
+    for group in named(page, groups, with_rounds=True):
         run = group.first
         if run.samples:
             last = max(run.samples)

@@ -160,12 +160,12 @@ def published(page: Page, groups: Sequence[Group]) -> None:
         label = "ER" if found.setting.startswith("CARLA") else "return"
         ours = [i for i, entry in enumerate(entries) if entry[3]]
         caption = f"{setting}, as the paper prints it; measured here: the last evaluation, coloured."
+        if found.caution:
+            page.missing(escape(found.caution))
         page.add(table(["method", label, ""], rows, caption, ours))
         size = members[0].runs[0].setting("model", "augmentation", "size", default=None)
         page.add(
-            '<p class="small">'
-            + escape(found.caution + " " if found.caution else "")
-            + "The paper's numbers are of its own sizes, lengths and VLM (three seeds)"
+            '<p class="small">The paper\'s numbers are of its own sizes, lengths and VLM (three seeds)'
             + (f"; these runs see {size}×{size} pixels" if size else "")
             + f", batch {members[0].runs[0].setting('data', 'batch_size', default='–')}, hidden "
             f"{members[0].runs[0].setting('model', 'hidden', default='–')}.</p>"
@@ -181,7 +181,7 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
         "has learnt something when the filled dot is under the black line.",
     )
     for group in named(page, groups):
-        if not has_rounds(page, group):
+        if not _has_rounds(page, group):
             continue
         label = "ER" if group.drives else "return"
         page.figures(
@@ -225,8 +225,8 @@ def _performance_table(group: Group, name: str, label: str) -> str:
         if paper:
             cells += [str(paper.get(f"{who} after round {n}", "–")) for who in ("policy", "VLM")]
         rows.append(cells)
-    end = ["at the end", plus_minus(*over_seeds(group.policy_at_end(name))), "–"]
-    rows.append([*end, str(paper.get("policy at the end", "–")), "–"] if paper else end)
+    end = ["last evaluation", plus_minus(*over_seeds(group.policy_at_end(name))), "–"]
+    rows.append([*end, f"{paper['policy at the end']} (end)", "–"] if paper else end)
     spread = "over seeds" if len(group.runs) > 1 else "over episodes"
     return table(head, rows, f"{label}, ± standard deviation {spread}" + (" (paper: #HW on CARLA)" if paper else ""))
 
@@ -256,9 +256,7 @@ def buffer(page: Page, groups: Sequence[Group]) -> None:
         "Returns of the rows in D_f when the round came: grey all rows, blue those that the filter kept, orange its "
         "threshold τ, dashed the lowest row that a fixed filter of the best 95 % would keep (Fig. 8).",
     )
-    for group in named(page, groups):
-        if not has_rounds(page, group):
-            continue
+    for group in named(page, groups, with_rounds=True):
         run = group.first
         drawn = [
             page.figure(
@@ -285,9 +283,7 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
         "τ = median + σ(ε)·IQR of the returns. The more the policy still explores, the higher ε. Left over training, "
         "right where each round (numbered) was on the sigmoid (Fig. 7).",
     )
-    for group in named(page, groups):
-        if not has_rounds(page, group):
-            continue
+    for group in named(page, groups, with_rounds=True):
         filter_ = (group.first.fine_tuning() or {}).get("filter") or {}
         sign = -1.0 if (filter_.get("init_args") or {}).get("sign") == "prose" else 1.0
         page.figures(
@@ -374,15 +370,17 @@ def of_seed(group: Group) -> str:
     return f", seed {group.first.seed}" if len(group.runs) > 1 else ""
 
 
-def named(page: Page, groups: Sequence[Group]) -> Iterator[Group]:
-    """The groups, each under its name if there are several."""
+def named(page: Page, groups: Sequence[Group], with_rounds: bool = False) -> Iterator[Group]:
+    """The groups, or those that have rounds, each under its name if there are several."""
     for group in groups:
+        if with_rounds and not group.round_numbers:
+            continue
         if len(groups) > 1:
             page.add(f"<h3>{escape(group.name)}</h3>")
         yield group
 
 
-def has_rounds(page: Page, group: Group) -> bool:
+def _has_rounds(page: Page, group: Group) -> bool:
     """Whether there is any round; says why not otherwise."""
     if any(run.rounds for run in group.runs):
         return True
