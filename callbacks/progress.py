@@ -12,6 +12,10 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 class CovrProgressBar(TQDMProgressBar):
     """One bar for the run, in agent steps, with what a user of this method looks for.
 
+    ``left`` estimates the time to the end, from the environment steps since the first update of this process and the
+    time they took, evaluations and rounds included. The warm-up is much faster than what follows; while it lasts there
+    is no estimate.
+
     Args:
         refresh_rate: Agent steps between two redraws.
     """
@@ -19,9 +23,14 @@ class CovrProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 25) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self._clock: tuple[float, int, int] | None = None
+        self._first: tuple[float, int, int] | None = None  # when and where this process was first seen
+        self._updating: tuple[float, int] | None = None  # when and where it was first seen after an update
+
+    # Lightning's own counts the warm-up in and promises too much.
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Environment steps, their rate, the rate of updates, last evaluation and episode, λ and round."""
+        """Environment steps, their rate, that of updates, time left, last episode and evaluation, λ and round."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         counters = data.counters
         now = (time.monotonic(), counters.env_steps, counters.grad_steps)
@@ -31,6 +40,9 @@ class CovrProgressBar(TQDMProgressBar):
             shown["env/s"] = f"{(now[1] - self._clock[1]) / seconds:.0f}"
             shown["upd/s"] = f"{(now[2] - self._clock[2]) / seconds:.1f}"
         self._clock = now
+        left = self._seconds_left(now, data.max_env_steps)
+        if left is not None:
+            shown["left"] = as_clock(left)
         if data.last_training_return is not None:
             shown["ep"] = f"{data.last_training_return:.0f}"
         if "eval/return" in trainer.callback_metrics:
@@ -40,6 +52,17 @@ class CovrProgressBar(TQDMProgressBar):
         if data.lost_episodes:
             shown["lost"] = data.lost_episodes
         return shown
+
+    def _seconds_left(self, now: tuple[float, int, int], max_env_steps: int) -> float | None:
+        """Estimated seconds to the end of the run; None while nothing is known."""
+        seconds, env_steps, grad_steps = now
+        self._first = self._first or now
+        if self._updating is None:
+            if grad_steps > self._first[2]:
+                self._updating = seconds, env_steps
+            return None
+        done = env_steps - self._updating[1]
+        return (max_env_steps - env_steps) * (seconds - self._updating[0]) / done if done > 0 else None
 
     def init_train_tqdm(self) -> Any:
         """Name the bar after what it counts."""
@@ -58,3 +81,9 @@ class CovrProgressBar(TQDMProgressBar):
         bar = super().init_validation_tqdm()
         bar.set_description("evaluation")
         return bar
+
+
+def as_clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

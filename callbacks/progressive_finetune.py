@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
+from covr_lightning.callbacks.vlm_acts import play_alone
 from tensordict import TensorDictBase
 
 from covr_lightning import processes
@@ -23,9 +25,12 @@ from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.optimizers import check_optimizer
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
+from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
+from covr_lightning.finetune.vlm_alone import file_of, save_episodes
 from covr_lightning.stopping import stop_signals
+from covr_lightning.vlm.vlm import own_randomness
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,13 @@ class ProgressiveFineTune(L.Callback):
             float32; ``"bf16-mixed"`` computes both in bfloat16.
         save_rows: Also write each round's rows of D_f (``rounds/round_NNN_rows.safetensors``), for ``covr fit --config
             vlm_sft.yaml``.
+        samples: Rows of D_f that the VLM is asked about before and after each round and whose answers are written to
+            ``rounds/round_NNN_samples.safetensors`` for ``covr report``: half of high return, which the round asks
+            about anyway, and half of low return, so ``samples / 2`` answers more before and after. The paper's Fig. 6
+            has 300.
+        vlm_episodes: Evaluation episodes that the VLM plays alone before the first round and after each (Table 14,
+            Fig. 9), written to ``rounds/round_NNN_vlm.safetensors``. None by default: every
+            ``data.label_every_agent_steps``-th step of them costs an answer.
         launch: Trains the adapter in processes and on devices of its own; by default this process does, on the VLM's
             device. With it, `precision` is that of the launch's config.
     """
@@ -69,6 +81,8 @@ class ProgressiveFineTune(L.Callback):
         entropy_states: int = 1024,
         precision: Precision = "32-true",
         save_rows: bool = False,
+        samples: int = 64,
+        vlm_episodes: int = 0,
         launch: SeparateLaunch | None = None,
     ) -> None:
         if at_time_limit not in ("end", "bootstrap"):
@@ -76,6 +90,9 @@ class ProgressiveFineTune(L.Callback):
         if precision not in get_args(Precision):
             choices = " or ".join(map(repr, get_args(Precision)))
             raise ConfigError(f"precision of ProgressiveFineTune is {precision!r}; it can be {choices}.")
+        for name, value in (("samples", samples), ("vlm_episodes", vlm_episodes)):
+            if value < 0:
+                raise ConfigError(f"{name} of ProgressiveFineTune is {value}; it must be 0 or more.")
         self.schedule = schedule or LinearSchedule()
         self.filter = filter or EDDF()
         self.weight = weight or RALW()
@@ -85,6 +102,8 @@ class ProgressiveFineTune(L.Callback):
         self.entropy_states = entropy_states
         self.precision = precision
         self.save_rows = save_rows
+        self.samples = samples
+        self.vlm_episodes = vlm_episodes
         self.launch = launch
         self.reports: list[RoundReport] = []
         self.buffer: EpisodeBuffer | None = None
@@ -141,17 +160,26 @@ class ProgressiveFineTune(L.Callback):
                 data.labels.flush()
             rows, scores = self._everyones(*self._own(pl_module))
             report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
+            if report.round == 1:
+                self._vlm_alone(trainer, data, 0)
+            samples = RoundSamples(self.samples)
             fine_tune_round(
                 report, data.vlm, rows, scores, self._entropy(pl_module, data), self.filter, self.weight,
                 self.settings, self._trainer_kwargs(trainer), self._adapter(trainer, report.round), self.launch,
+                samples,
             )  # fmt: skip
             if self.save_rows and len(rows) and not processes.number():
                 save_rows(
                     self._folder(trainer) / f"round_{report.round:03d}_rows.safetensors",
                     RowsOfRound(rows, scores, report.entropy, report.round, report.env_steps, data.spec),
                 )
+            if len(rows) and not processes.number():
+                samples.save(
+                    self._folder(trainer) / f"round_{report.round:03d}_samples.safetensors", rows, scores, data.spec
+                )
             data.vlm.round = report.round
             data.vlm.to(pl_module.device)
+            report.vlm_return = self._vlm_alone(trainer, data, report.round)
             if data.labels is not None and report.losses:
                 start = time.monotonic()
                 report.renewed = data.labels.vlm_changed(show_progress=trainer.progress_bar_callback is not None)
@@ -161,6 +189,20 @@ class ProgressiveFineTune(L.Callback):
         data.counters.rounds = report.round
         self.reports.append(report)
         data.step_is_open = False
+
+    def _vlm_alone(self, trainer: L.Trainer, data: ExperienceData, round_: int) -> float:
+        """Have the VLM play alone and write it down.
+
+        Returns:
+            Its mean return; NaN if it plays none.
+        """
+        if not self.vlm_episodes:
+            return math.nan
+        with own_randomness((self.settings.seed or 0) + round_):
+            episodes, answers = play_alone(data, self.vlm_episodes)
+        if not processes.number():
+            save_episodes(file_of(self._folder(trainer), round_), episodes, round_, answers)
+        return fmean(episode.episode_return for episode in episodes)
 
     def _own(self, pl_module: SACModule) -> tuple[TensorDictBase, torch.Tensor]:
         """This process's finished rows and their scores."""

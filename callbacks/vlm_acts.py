@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from covr_lightning import processes
+from covr_lightning.data.datamodule import EVAL_SEED_OFFSET, ExperienceData
 from covr_lightning.data.labels import Labeller
 from covr_lightning.errors import ConfigError
+from covr_lightning.evaluation import EpisodeResult, play_episode
+from covr_lightning.finetune.vlm_alone import Answers, round_of, save_episodes
 
 
 class VLMActs(L.Callback):
@@ -18,10 +24,15 @@ class VLMActs(L.Callback):
     The VLM sees one frame at every `data.label_every_agent_steps`-th step; its action is held in between. An answer
     that cannot be parsed is the action 0 (the paper says nothing of this) and is counted; so is one that never came,
     the VLM's engine being away.
+
+    Args:
+        file: Where a test's episodes are written, for ``covr report``; nowhere by default.
     """
 
-    def __init__(self) -> None:
-        self.asked = self.unparsable = self.unanswered = 0
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.answers = Answers()
+        self.episodes: list[EpisodeResult] = []
 
     def _take_over(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -30,7 +41,7 @@ class VLMActs(L.Callback):
         data.vlm.load(data.spec)
         data.vlm.to(pl_module.device)
         pl_module.episode_policy = lambda: HeldAnswers(  # type: ignore[assignment]
-            data.vlm, data.spec.action_dim, data.label_every_agent_steps, self
+            data.vlm, data.spec.action_dim, data.label_every_agent_steps, self.answers
         )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -41,17 +52,53 @@ class VLMActs(L.Callback):
         """Put the VLM in the policy's place."""
         self._take_over(trainer, pl_module)
 
+    def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Record the first episode."""
+        if args[1] == 0:
+            pl_module.record_frames = True  # type: ignore[assignment]
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        """Keep the episode."""
+        pl_module.record_frames = False  # type: ignore[assignment]
+        if isinstance(outputs, EpisodeResult):
+            self.episodes.append(outputs)
+
     def _say(self) -> None:
-        missing = f", {self.unanswered} without an answer" if self.unanswered else ""
-        print(f"The VLM acted alone: {self.asked} frames asked, {self.unparsable} unparsable{missing} (action 0).")
+        a = self.answers
+        missing = f", {a.unanswered} without an answer" if a.unanswered else ""
+        print(f"The VLM acted alone: {a.asked} frames asked, {a.unparsable} unparsable{missing} (action 0).")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say how often it could not be understood."""
+        """Say how often it could not be understood, and write down what it did."""
         self._say()
+        if self.file is not None and self.episodes and trainer.world_size == 1:
+            save_episodes(self.file, self.episodes, round_of(self.file), self.answers)
+            print(f"For covr report: {self.file}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how often it could not be understood."""
         self._say()
+
+
+def play_alone(data: ExperienceData, episodes: int) -> tuple[list[EpisodeResult], Answers]:
+    """Have the VLM play evaluation episodes alone, the first ones of each evaluation; several processes share them.
+
+    Args:
+        data: Its VLM plays, on its evaluation environment.
+        episodes: How many.
+
+    Returns:
+        The episodes, the first one recorded, and the answers that were counted, those of all processes.
+    """
+    assert data.vlm is not None, "checked in setup"
+    answers, first, mine = Answers(), data.seed + EVAL_SEED_OFFSET, []
+    for seed in range(first, first + episodes)[processes.number() :: processes.count()]:
+        policy = HeldAnswers(data.vlm, data.spec.action_dim, data.label_every_agent_steps, answers)
+        mine.append(play_episode(policy, data.eval_env, seed, record=seed == first))
+    everyone = processes.gather((mine, answers))
+    in_turn = chain(*zip_longest(*(own for own, _ in everyone)))
+    counts = [(a.asked, a.unparsable, a.unanswered) for _, a in everyone]
+    return [one for one in in_turn if one is not None], Answers(*map(sum, zip(*counts, strict=True)))
 
 
 class HeldAnswers:

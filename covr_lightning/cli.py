@@ -29,6 +29,7 @@ USAGE = """usage: covr COMMAND ...
                                                      memory and time an image
   covr sweep FOLDER [--seeds 1 2 3] [-- --KEY VALUE ...]
                                                      train every config of a folder with every seed; a table
+  covr report RUN... [--out FOLDER]                  a page that shows what runs did
   covr doctor                                        what is there, what is missing
   covr configs                                       the shipped configs
   covr train-embedded-vlm --out FOLDER               train the embedded VLM by its recipe
@@ -91,6 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
         "export": _export,
         "sweep": _sweep,
         "benchmark": _benchmark,
+        "report": _report,
     }
     if command in own:
         return own[command](arguments[1:])
@@ -153,6 +155,12 @@ def _sweep(arguments: list[str]) -> int:
     from covr_lightning.sweep.command import sweep
 
     return sweep(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from covr_lightning.report.command import report
+
+    return report(arguments)
 
 
 def _benchmark(arguments: list[str]) -> int:

@@ -26,13 +26,17 @@ class EpisodeResult:
         episode_return: Undiscounted sum of rewards.
         agent_steps: Its length in agent steps.
         metrics: What else the environment measures of it, by name.
-        frames: Newest frame after each step, (3, H, W) uint8, if recorded.
+        frames: Newest frame before each step and at the end, (3, H, W) uint8, if recorded.
+        actions: Action of each step (A,), if recorded.
+        rewards: Reward of each step, if recorded.
     """
 
     episode_return: float
     agent_steps: int
     metrics: dict[str, float] = field(default_factory=dict)
     frames: list[Tensor] = field(default_factory=list)
+    actions: list[Tensor] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
 
 
 #: How often an evaluation episode is played again because its simulator was lost.
@@ -47,7 +51,7 @@ def play_episode(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: 
             previous action is what it gave at the step before (1, A), None at the episode's first step.
         env: The environment; seeded and reset here.
         seed: The episode's seed.
-        record: Keep the frames.
+        record: Keep frames, actions and rewards.
 
     Raises:
         RuntimeError: The simulator was lost again and again.
@@ -64,18 +68,20 @@ def play_episode(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: 
 def _play(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: bool) -> EpisodeResult:
     env.simulator_seed(seed)
     state = env.reset()
-    frames = [state["pixels"][-3:].clone()] if record else []
-    total, steps = 0.0, 0
+    result = EpisodeResult(0.0, 0, frames=[state["pixels"][-3:].clone()] if record else [])
     action: Tensor | None = None
     while True:
         action = policy(state["pixels"][None], deterministic=True, previous_action=action).cpu()
         state = env.step(TensorDict({"pixels": state["pixels"], "action": action[0]}))["next"]
-        total += float(state["reward"])
-        steps += 1
+        result.episode_return += float(state["reward"])
+        result.agent_steps += 1
         if record:
-            frames.append(state["pixels"][-3:].clone())
+            result.frames.append(state["pixels"][-3:].clone())
+            result.actions.append(action[0].clone())
+            result.rewards.append(float(state["reward"]))
         if bool(state["done"]):
-            return EpisodeResult(total, steps, env.episode_metrics(), frames)
+            result.metrics = env.episode_metrics()
+            return result
 
 
 class EpisodeStatistics(Metric):

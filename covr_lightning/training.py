@@ -14,6 +14,7 @@ import transformers
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
@@ -32,11 +33,13 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.export import CHECKED_FRAMES, export_policy
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
+from covr_lightning.finetune.vlm_alone import file_of, round_of
 from covr_lightning.processes import AgentDDP, check_agent_strategy
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
 from covr_lightning.saving.lock import only_run_in
 from covr_lightning.secrets import masked
+from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
@@ -104,11 +107,7 @@ class CovrCLI(ParsingCLI):
         kwargs["num_sanity_val_steps"] = 0
         kwargs["check_val_every_n_epoch"] = 1
         fitting = self.subcommand == "fit"
-        if config.logger in (None, True) and fitting:
-            csv = RunCSVLogger(folder, name="logs", version="csv")
-            kwargs["logger"] = [csv, RunTensorBoardLogger(folder, name="logs", version="tensorboard")]
-        elif not fitting:
-            kwargs["logger"] = False
+        kwargs["logger"] = self._loggers(folder) if fitting else False
         trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
         if fitting:
             trainer_callbacks += [EvaluateEvery(), RunSummary(), StopOnSignal()]
@@ -123,7 +122,7 @@ class CovrCLI(ParsingCLI):
         if self._get(self.config, "actor") == "vlm":
             if fitting:
                 raise ConfigError("--actor is 'vlm', which is for validate and test; in fit it can be 'policy'.")
-            trainer_callbacks.append(VLMActs())
+            trainer_callbacks.append(VLMActs(self._vlm_file(folder)))
         if self._get(self.config, "video"):
             trainer_callbacks.append(EvaluationVideo())
         kwargs["use_distributed_sampler"] = False  # the data share themselves out
@@ -134,6 +133,30 @@ class CovrCLI(ParsingCLI):
             if trainer.global_rank:
                 logging.getLogger("covr_lightning").setLevel(logging.WARNING)
         return trainer
+
+    def _vlm_file(self, folder: Path) -> Path | None:
+        """Where ``covr report`` looks for what this VLM does alone: in the run whose round its adapter is of.
+
+        Without an adapter it is round 0 of the run of this folder. None if the run played in another environment, or
+        there is no such run.
+        """
+        adapter = self._get(self.config, "vlm").adapter
+        rounds = folder / "rounds" if adapter is None else Path(adapter).resolve().parent
+        round_ = 0 if adapter is None else round_of(Path(adapter).resolve())
+        of_run = read_configuration(rounds.parent / "config.yaml").get("data", {}).get("init_args", {})
+        here = self._get(self.config, "data").init_args.env.as_dict()
+        return None if round_ is None or of_run.get("env") != here else file_of(rounds, round_)
+
+    def _loggers(self, folder: Path) -> list[Logger] | Literal[False]:
+        """A run's CSV, and TensorBoard or what the YAML has instead of it; nothing with ``logger: false``."""
+        given = self._get(self.config_init, "trainer").get("logger")
+        if given is False:
+            return False
+        csv = RunCSVLogger(folder, name="logs", version="csv")
+        if given in (None, True):
+            return [csv, RunTensorBoardLogger(folder, name="logs", version="tensorboard")]
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        return given if _has(given, CSVLogger) else [csv, *given]
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's would read hyperparameters from the checkpoint, which has none, before it is checked."""

@@ -129,7 +129,8 @@ def test_two_seeds_differ_and_one_seed_repeats(untrained_vlm: Path, tmp_path: Pa
 
 def test_lambda_0_gives_the_base_agent_bit_for_bit_with_a_vlm_at_work(untrained_vlm: Path, tmp_path: Path) -> None:
     """Labelling, fine-tuning and its dropout draw nothing from the agent's random numbers."""
-    assert fit(tmp_path / "with", untrained_vlm, "--model.prior.lam", "0") == 0
+    alone = ("--trainer.callbacks.vlm_episodes", "1")
+    assert fit(tmp_path / "with", untrained_vlm, "--model.prior.lam", "0", *alone) == 0
     plain = tmp_path / "plain.yaml"
     plain.write_text(
         """

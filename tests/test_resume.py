@@ -29,11 +29,14 @@ from covr_lightning.saving.checkpoints import load_checkpoint
 from covr_lightning.saving.manifest import manifests_of
 from tests.short_runs import fit, fit_arguments
 
+#: What these runs do that a round need not: renew old answers, and have the VLM play alone.
+VARIANT = ("--data.stale_priors", "relabel", "--trainer.callbacks.vlm_episodes", "1")
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, untrained_vlm: Path) -> Path:
     folder = tmp_path_factory.mktemp("through")
-    assert fit(folder, untrained_vlm, "--data.stale_priors", "relabel") == 0
+    assert fit(folder, untrained_vlm, *VARIANT) == 0
     return folder / "run"
 
 
@@ -86,12 +89,12 @@ def stopped_and_resumed(folder: Path, vlm: Path, moment: str, signum: signal.Sig
     with pytest.MonkeyPatch.context() as monkeypatch:
         stop = SignalOnce(signum, when, getattr(owner, name))
         stop.patch(monkeypatch, owner, name)
-        assert fit(folder, vlm, "--data.stale_priors", "relabel") == 128 + signum
+        assert fit(folder, vlm, *VARIANT) == 128 + signum
         assert stop.sent
     assert not (folder / "run" / "summary.json").exists()
     # Whatever the process drew in the meantime must not matter.
     torch.rand(7)
-    assert fit(folder, vlm, "--data.stale_priors", "relabel", "--ckpt_path", "last") == 0
+    assert fit(folder, vlm, *VARIANT, "--ckpt_path", "last") == 0
     return folder / "run"
 
 
@@ -143,10 +146,10 @@ def test_stopped_at_every_moment_in_turn(uninterrupted: Path, untrained_vlm: Pat
             stops[-1].patch(monkeypatch, owner, name)
         resume: list[str] = []
         for n in range(1, len(MOMENTS) + 1):
-            assert fit(tmp_path, untrained_vlm, "--data.stale_priors", "relabel", *resume) == 143
+            assert fit(tmp_path, untrained_vlm, *VARIANT, *resume) == 143
             assert sum(stop.sent for stop in stops) == n
             resume = ["--ckpt_path", "last"]
-        assert fit(tmp_path, untrained_vlm, "--data.stale_priors", "relabel", *resume) == 0
+        assert fit(tmp_path, untrained_vlm, *VARIANT, *resume) == 0
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -161,6 +164,10 @@ def assert_same_run(run: Path, other: Path, rounds_trained: int = 2) -> None:
     adapters = sorted(p.relative_to(other) for p in other.glob("rounds/*_adapter/adapter_model.safetensors"))
     assert len(adapters) == rounds_trained
     for name in adapters:
+        assert_same(load_file(run / name), load_file(other / name), at=str(name))
+    answers = sorted(p.relative_to(other) for p in other.glob("rounds/*.safetensors"))
+    assert answers
+    for name in answers:
         assert_same(load_file(run / name), load_file(other / name), at=str(name))
     for name in ("curve.csv", "logs/csv/metrics.csv"):
         tables = [without_times(list(csv.DictReader((r / name).open()))) for r in (run, other)]
@@ -206,7 +213,7 @@ def test_killed_between_the_last_checkpoint_and_the_summary(
     # The resumed run has nothing left to train; its summary still tells of the rounds.
     shutil.copytree(uninterrupted, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
-    assert fit(tmp_path, untrained_vlm, "--data.stale_priors", "relabel", "--ckpt_path", "last") == 0
+    assert fit(tmp_path, untrained_vlm, *VARIANT, "--ckpt_path", "last") == 0
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -243,7 +250,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
 ) -> None:
     often, moments = tmp_path / "often.yaml", random.Random(0)
     often.write_text(SAVE_OFTEN)
-    arguments = ["--data.stale_priors", "relabel", "--config", str(often)]
+    arguments = [*VARIANT, "--config", str(often)]
     last, killed = tmp_path / "run" / "checkpoints" / "last.ckpt", 0
     while True:
         resume = ["--ckpt_path", "last"] if last.exists() else []

@@ -13,14 +13,18 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from covr_lightning import processes
-from covr_lightning.finetune.filters import Filter
+from covr_lightning.finetune.filters import Filter, TopFraction
 from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.optimizers import check_optimizer
+from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.training import train_adapter
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.memory import PeakMemory
-from covr_lightning.vlm.vlm import VLM, own_randomness
+from covr_lightning.vlm.vlm import VLM, Proposals, own_randomness
+
+#: Bins of the distribution of scores that a round reports.
+BINS = 40
 
 
 @dataclass
@@ -40,6 +44,10 @@ class RoundReport:
         entropy: ε, the policy's entropy per action dimension.
         tau: τ in the unit of the returns.
         score_quantiles: Minimum, quartiles and maximum of the scores in D_f.
+        histogram: Of the scores in D_f (Fig. 8): ``edges`` of :data:`BINS` equal bins from minimum to maximum, and how
+            many of ``all`` rows and of the ``kept`` ones are in each.
+        kept_top95: Rows that a fixed top-95 % filter would have kept (ablation M4), which Fig. 8 compares with.
+        tau_top95: The lowest score that it keeps.
         error_before: VLM's error before the round.
         error_after: VLM's error after it.
         error_constant: The constant predictor's error.
@@ -53,6 +61,7 @@ class RoundReport:
         seconds: Wall time of the round.
         renewed: Answers in D that were masked or given anew because the VLM changed (YAML key data.stale_priors).
         seconds_renewing: Wall time of that, not part of `seconds`.
+        vlm_return: Mean return of the VLM acting alone after the round (Table 14), with `vlm_episodes` above 0.
         peak_memory_mb: Highest memory use in the round in MB: of the VLM's GPU, or without one of the process; see
             :class:`~covr_lightning.memory.PeakMemory`.
         note: Why nothing was trained, or that the VLM did not beat the constant predictor.
@@ -67,6 +76,9 @@ class RoundReport:
     entropy: float = math.nan
     tau: float = math.nan
     score_quantiles: tuple[float, ...] = ()
+    histogram: dict[str, list[float]] = field(default_factory=dict)
+    kept_top95: int = 0
+    tau_top95: float = math.nan
     error_before: float = math.nan
     error_after: float = math.nan
     error_constant: float = math.nan
@@ -79,6 +91,7 @@ class RoundReport:
     seconds: float = 0.0
     renewed: int = 0
     seconds_renewing: float = 0.0
+    vlm_return: float = math.nan
     peak_memory_mb: float = math.nan
     note: str = ""
 
@@ -110,6 +123,7 @@ def fine_tune_round(
     trainer_kwargs: dict[str, Any],
     adapter: Path | None = None,
     launch: SeparateLaunch | None = None,
+    samples: RoundSamples | None = None,
 ) -> RoundReport:
     """Run one round on finished rows of D_f; the global random state is left as it was.
 
@@ -125,6 +139,7 @@ def fine_tune_round(
         trainer_kwargs: Arguments of the inner Trainer (devices, strategy, precision).
         adapter: Folder to write the trained adapter to, where an engine elsewhere reads it; needed with `launch`.
         launch: Trains the adapter in processes of its own; by default this one does.
+        samples: Filled in with rows that the VLM is asked about before and after; none by default.
 
     Returns:
         The report.
@@ -144,6 +159,10 @@ def fine_tune_round(
         report.score_quantiles = tuple(torch.quantile(scores.double(), levels).tolist())
     kept = filter_.keep(scores, entropy).nonzero().squeeze(-1)
     report.kept = len(kept)
+    if len(scores):
+        report.histogram = histogram(scores, scores[kept])
+        best = scores[TopFraction(0.95).keep(scores, entropy)]
+        report.kept_top95, report.tau_top95 = len(best), best.min().item()
     if len(kept) < 2:
         report.note = f"{len(kept)} of {len(scores)} rows kept: nothing to fine-tune on"
         return report
@@ -161,11 +180,14 @@ def fine_tune_round(
             return report
 
         frames, actions = rows["frame"], rows["action"]
-        if n_held_out:
+        asked = samples if samples is not None and samples.count else RoundSamples(0)
+        asked.choose(scores, kept, held_out, seed)
+        answers = _ask(vlm, frames, held_out, asked)
+        if answers is not None:
             constant = actions[training].median(0).values
             report.error_constant = (actions[held_out] - constant).abs().mean().item()
             report.error_before, report.unparsable_before, report.unanswered_before = proposal_error(
-                vlm, frames[held_out], actions[held_out]
+                answers, actions[held_out]
             )
         trained_on = frames[training], actions[training], weights[training]
         if launch is None:
@@ -177,8 +199,10 @@ def fine_tune_round(
             _launch(report, launch, vlm, trained_on, settings, adapter)
         if not report.losses:
             report.note = f"the adapter stays as it was: {'; '.join(report.failures)}"
-        elif n_held_out:
-            _measure_after(report, vlm, frames[held_out], actions[held_out])
+        else:
+            answers = _ask(vlm, frames, held_out, asked, after=True)
+            if answers is not None:
+                _measure_after(report, answers, actions[held_out])
     report.seconds, report.peak_memory_mb = time.monotonic() - start, peak.megabytes()
     return report
 
@@ -210,30 +234,77 @@ def _launch(
         vlm.load_adapter(adapter, report.round)
 
 
-def _measure_after(report: RoundReport, vlm: VLM, frames: Tensor, actions: Tensor) -> None:
-    report.error_after, report.unparsable_after, report.unanswered_after = proposal_error(vlm, frames, actions)
+def _measure_after(report: RoundReport, answers: Proposals, actions: Tensor) -> None:
+    report.error_after, report.unparsable_after, report.unanswered_after = proposal_error(answers, actions)
     if report.unanswered_after == 1:
         report.note = "no held-out row got an answer after training, so the new adapter is not measured"
     elif not report.error_after < report.error_constant:
         report.note = "the VLM does not beat the constant predictor on held-out rows"
 
 
-def proposal_error(vlm: VLM, frames: Tensor, actions: Tensor, batch_size: int = 16) -> tuple[float, float, float]:
-    """How far the VLM's proposals are from the agent's actions; several processes share the frames out.
+def histogram(scores: Tensor, kept: Tensor) -> dict[str, list[float]]:
+    """Distribution of scores in :data:`BINS` equal bins from their minimum to their maximum.
+
+    Args:
+        scores: (N,), N ≥ 1.
+        kept: Those of the kept rows.
+
+    Returns:
+        ``edges`` (BINS + 1), and the counts (BINS) of ``all`` and ``kept`` rows; a bin holds its lower edge, the last
+        one its upper edge too. Where all scores are equal, the bins are 1 wide altogether around them.
+    """
+    values = scores.detach().double().cpu()
+    low, high = values.min().item(), values.max().item()
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
+
+    def counts(part: Tensor) -> list[float]:
+        place = torch.bucketize(part.detach().double().cpu(), edges[1:-1], right=True)
+        return torch.bincount(place, minlength=BINS).tolist()
+
+    return {"edges": edges.tolist(), "all": counts(scores), "kept": counts(kept)}
+
+
+def _ask(vlm: VLM, frames: Tensor, held_out: Tensor, samples: RoundSamples, after: bool = False) -> Proposals | None:
+    """Ask about the held-out rows and the low samples, and note the samples' answers.
+
+    Returns:
+        The answers to the held-out rows; None without any.
+    """
+    assert samples.low is not None, "chosen"
+    # Apart, so that the answers to the held-out rows are the same with and without samples, bit for bit.
+    of_held_out, of_low = (ask_all(vlm, frames[index]) if len(index) else None for index in (held_out, samples.low))
+    joined = samples.join(of_held_out, of_low)
+    samples.before, samples.after = (samples.before, joined) if after else (joined, None)
+    return of_held_out
+
+
+def ask_all(vlm: VLM, frames: Tensor, batch_size: int = 16) -> Proposals:
+    """The VLM's answers; several processes share the frames out, and each gets all answers.
 
     Args:
         vlm: The VLM.
         frames: (N, 3, H, W) uint8.
-        actions: (N, A).
         batch_size: Frames per question.
+    """
+    first, last = (len(frames) * (processes.number() + i) // processes.count() for i in (0, 1))
+    parts = [vlm.ask(part) for part in frames[first:last].split(batch_size) if len(part)]
+    parts = [part for of_one in processes.gather(parts) for part in of_one]
+    return Proposals(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def proposal_error(answers: Proposals, actions: Tensor) -> tuple[float, float, float]:
+    """How far the VLM's proposals are from the agent's actions.
+
+    Args:
+        answers: The VLM's answers to N frames.
+        actions: (N, A).
 
     Returns:
         Mean absolute error over rows that could be parsed and dimensions (NaN without any), the share of the answered
         rows that could not (NaN without any), and the share of all rows that got no answer.
     """
-    first, last = (len(frames) * (processes.number() + i) // processes.count() for i in (0, 1))
-    parts = [vlm.ask(part) for part in frames[first:last].split(batch_size) if len(part)]
-    parts = [part for of_one in processes.gather(parts) for part in of_one]
-    proposed, valid, answered = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    proposed, valid, answered = answers
     error = (proposed - actions).abs()[valid].mean().item() if valid.any() else math.nan
     return error, 1 - valid[answered].float().mean().item(), 1 - answered.float().mean().item()

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from covr_lightning.errors import ConfigError
 
@@ -32,6 +31,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another run holds it.
     """
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # slow, and a reader of LOCK_FILE needs none of it
+
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         yield
         return

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from covr_lightning.config_files import bundled_configs, resolve, resolve_folder, yamls_in
 from covr_lightning.errors import ConfigError
-from covr_lightning.sweep.configuration import configuration, with_seed
+from covr_lightning.sweep.configuration import configuration
+from covr_lightning.sweep.differences import with_seed
 from covr_lightning.sweep.processes import Outcome, Processes
 from covr_lightning.sweep.runs import SweepRun
 from covr_lightning.sweep.table import make_row, print_table, write_table

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.sweep.configuration import Configuration, differences, read_configuration, seed_arguments
+from covr_lightning.sweep.differences import Configuration, differences, read_configuration, seed_arguments
 
 #: ``new`` has nothing to go on from, ``cut`` has a last checkpoint, ``finished`` has its summary.
 State = Literal["new", "cut", "finished"]

@@ -14,7 +14,7 @@ from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
-from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
+from covr_lightning.finetune.round import RoundReport, ask_all, fine_tune_round, proposal_error
 from covr_lightning.vlm.vlm import VLM, LoRA, Proposals, own_randomness
 
 REACHER = DMControl("reacher-easy").spec
@@ -72,7 +72,7 @@ CPU = {"accelerator": "cpu", "devices": 1}
 
 def test_a_round_teaches_the_vlm_and_leaves_the_random_state_alone(untrained_vlm: Path, tmp_path: Path) -> None:
     model = vlm(untrained_vlm)
-    before = proposal_error(model, frames(4), torch.tensor([0.5, -0.5]).expand(4, 2))
+    before = proposal_error(ask_all(model, frames(4)), torch.tensor([0.5, -0.5]).expand(4, 2))
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)

@@ -17,7 +17,8 @@ import yaml
 
 from covr_lightning.cli import main
 from covr_lightning.errors import ConfigError
-from covr_lightning.sweep.configuration import configuration, differences, read_configuration, seed_arguments, with_seed
+from covr_lightning.sweep.configuration import configuration
+from covr_lightning.sweep.differences import differences, read_configuration, seed_arguments, with_seed
 
 # An agent step is 40 environment steps, an episode 25 agent steps; evaluations at 40, 1000 and 2000 environment steps.
 SETTINGS = """

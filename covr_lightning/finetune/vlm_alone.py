@@ -1,0 +1,67 @@
+"""Episodes that the VLM played alone after a round, on disk: the VLM's rows of Tables 14 and 15, and Fig. 9."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from covr_lightning.evaluation import EpisodeResult
+from covr_lightning.finetune.samples import FRAMES, reduced, write_tensors
+
+
+@dataclass
+class Answers:
+    """How often a VLM that acts was asked, and could not be understood or did not answer."""
+
+    asked: int = 0
+    unparsable: int = 0
+    unanswered: int = 0
+
+
+def save_episodes(path: Path, episodes: Sequence[EpisodeResult], round_: int | None, answers: Answers) -> None:
+    """Write what the VLM did alone, complete or not at all.
+
+    Columns: ``return`` (n,) and whatever else was measured of the n episodes, by name; of the first one ``actions`` (T,
+    A), ``rewards`` (T,) and, reduced, some ``frames`` (k, 3, h, w) uint8 of the steps ``frame_steps`` (k,).
+
+    Args:
+        path: The file.
+        episodes: The first one recorded.
+        round_: The last round before them; 0 is the VLM as it was at first.
+        answers: Counted in them.
+    """
+    columns: dict[str, Tensor] = {"return": torch.tensor([one.episode_return for one in episodes], dtype=torch.float64)}
+    for name in episodes[0].metrics:
+        columns[name] = torch.tensor([one.metrics[name] for one in episodes], dtype=torch.float64)
+    first = episodes[0]
+    if first.actions:
+        steps = torch.linspace(0, len(first.actions) - 1, min(FRAMES, len(first.actions))).round().long()
+        columns |= {
+            "actions": torch.stack(first.actions), "rewards": torch.tensor(first.rewards), "frame_steps": steps,
+            "frames": reduced(torch.stack([first.frames[step] for step in steps])),
+        }  # fmt: skip
+    facts = {
+        "round": round_, "asked": answers.asked, "unparsable": answers.unparsable, "unanswered": answers.unanswered,
+    }  # fmt: skip
+    write_tensors(path, columns, {name: str(value) for name, value in facts.items()})
+
+
+def file_of(rounds: Path, round_: int) -> Path:
+    """Where the VLM's episodes after a round are.
+
+    Args:
+        rounds: The run's folder ``rounds``.
+        round_: The round, 0 before the first.
+    """
+    return rounds / f"round_{round_:03d}_vlm.safetensors"
+
+
+def round_of(path: Path) -> int | None:
+    """The round that a file or folder of a run's ``rounds`` is of, by its name; None if it is none."""
+    match = re.match(r"round_(\d+)_", path.name)
+    return int(match[1]) if match else None

@@ -1,0 +1,1 @@
+"""``covr report``: one page that shows what runs did, from the files in their folders."""

@@ -1,0 +1,103 @@
+"""``covr report``: a page about runs, under way or over."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NoReturn
+
+from covr_lightning.errors import ConfigError
+from covr_lightning.report import pictures, sections
+from covr_lightning.report.drawing import style
+from covr_lightning.report.page import Page
+from covr_lightning.report.runs import Group, find_runs, group_runs, read_run
+from covr_lightning.saving.files import write_atomically
+
+#: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
+PARTS = (
+    sections.overview, sections.learning, sections.rounds, sections.buffer, sections.entropy, pictures.similarity,
+    pictures.strips, sections.published, sections.differences, sections.times, pictures.videos,
+)  # fmt: skip
+OF_ROUNDS = (sections.buffer, sections.entropy, pictures.similarity, pictures.strips)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"covr report: {message}; `covr report --help` lists the options.")
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Run ``covr report``.
+
+    Args:
+        arguments: Command line behind ``report``.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        ConfigError: A path leads nowhere or to no run, or the page cannot be written.
+    """
+    parser = _Parser(
+        prog="covr report",
+        description="Write one HTML page, and its figures as PNG, about runs: finished, stopped or still running. "
+        "Runs of one configuration are taken together as its seeds.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of them")
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: report/ in the run's folder; of several runs, ./report)"
+    )
+    options = parser.parse_args(list(arguments))
+    folders = find_runs(options.runs)
+    out = options.out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
+    print(f"report: {write_report(group_runs([read_run(folder) for folder in folders]), out)}")
+    return 0
+
+
+def write_report(groups: Sequence[Group], out: Path) -> Path:
+    """Write the page and its PNGs.
+
+    Args:
+        groups: What it is about.
+        out: Its folder; made if need be.
+
+    Returns:
+        The page, ``index.html``.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page = Page(out)
+        with style():
+            for part in PARTS:
+                if part not in OF_ROUNDS or any(group.round_numbers for group in groups):
+                    part(page, groups)
+        path = out / "index.html"
+        write_atomically(path, [page.html(_title(groups), _head(groups)).encode()])
+    except OSError as error:
+        raise ConfigError(f"covr report: {out} cannot be written ({error.strerror}); give another --out.") from error
+    return path
+
+
+def _title(groups: Sequence[Group]) -> str:
+    names = [group.name for group in groups]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _head(groups: Sequence[Group]) -> str:
+    run = groups[0].runs[0]
+    tasks = dict.fromkeys(
+        str(one.setting("data", "env", "task", default=one.setting("data", "env", "scenario", default="")))
+        for group in groups
+        for one in group.runs
+    )
+    n = sum(len(group.runs) for group in groups)
+    what = [", ".join(filter(None, tasks)), f"{n} runs" if n > 1 else str(run.folder)]
+    now = datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
+    about = " · ".join(filter(None, [*what, f"as of {now}"]))
+    return f'<h1>{escape(_title(groups))}</h1><p class="lead">{escape(about)}</p>'

@@ -1,0 +1,286 @@
+"""The report's figures, each a matplotlib Figure of one size; :mod:`.drawing` turns them into SVG and PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from covr_lightning.report.drawing import COLORS, INK, LINE, MUTED, new_figure
+from covr_lightning.report.runs import Columns, Group, Run, VLMAlone, over_seeds
+
+#: Dimensions of an action that a strip shows.
+_SHOWN_DIMENSIONS = 2
+
+
+def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
+    """Fig. 3: mean over seeds with a band of one standard deviation, each seed as a thin line; rounds as ticks below.
+
+    Args:
+        groups: One line each.
+        name: Column of the curve.
+        label: What it is called.
+    """
+    figure, axes = new_figure()
+    for group, color in zip(groups, _colors(len(groups)), strict=True):
+        points = group.points(name)
+        if len(group.runs) > 1:
+            for run in group.runs:
+                own = [(p["env_steps"], p[name]) for p in run.curve if name in p]
+                axes.plot(*zip(*own, strict=True), color=color, linewidth=0.8, alpha=0.45) if own else None
+        if not points:
+            continue
+        steps, mean, spread = (np.array(column) for column in zip(*points, strict=True))
+        axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+        mark = "o" if len(steps) < 40 else ""
+        axes.plot(steps, mean, color=color, linewidth=2, label=group.name, marker=mark, markersize=3.5)
+        if len(groups) == 1:
+            for i, round_ in enumerate(group.first.rounds):
+                text = "fine-tune round" if i == 0 else None
+                axes.axvline(round_["env_steps"], color=COLORS[1], linewidth=1.2, linestyle=(0, (4, 3)), label=text)
+    axes.set(xlabel="environment steps", ylabel=label)
+    _steps(axes)
+    _legend(axes)
+    return figure
+
+
+def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
+    """Tables 14 and 15: the VLM alone and the policy after each round. None if neither is known."""
+    rounds = group.round_numbers
+    figure, axes = new_figure()
+    drawn = False
+    for title, color, values in (
+        ("policy", COLORS[0], {n: over_seeds(group.policy_after(n, name)) for n in rounds if n}),
+        ("VLM alone", COLORS[1], {n: over_seeds(group.vlm_after(n, name)) for n in rounds}),
+    ):
+        known = [(n, mean, spread) for n, (mean, spread) in values.items() if not math.isnan(mean)]
+        if known:
+            x, mean, spread = (np.array(column, dtype=float) for column in zip(*known, strict=True))
+            axes.errorbar(x, mean, np.nan_to_num(spread), color=color, marker="o", linewidth=2, capsize=4, label=title)
+            drawn = True
+    axes.set(xlabel="after fine-tune round", ylabel=label)
+    _whole_numbers(axes, rounds)
+    _legend(axes)
+    return figure if drawn else None
+
+
+def vlm_error(run: Run) -> Figure | None:
+    """The VLM's error on held-out rows before and after each round, beside the constant predictor's."""
+    rounds = [r for r in run.rounds if _known(r, "error_constant")]
+    if not rounds:
+        return None
+    figure, axes = new_figure()
+    x = np.array([r["round"] for r in rounds], dtype=float)
+    before, after, constant = (
+        np.array([r.get(name, math.nan) for r in rounds], dtype=float)
+        for name in ("error_before", "error_after", "error_constant")
+    )
+    for place, one, other in zip(x, before, after, strict=True):
+        axes.plot([place, place], [one, other], color=MUTED, linewidth=1.5, zorder=1)
+    axes.scatter(x, before, s=52, facecolors="none", edgecolors=COLORS[1], linewidths=2, label="VLM before", zorder=2)
+    axes.scatter(x, after, s=58, color=COLORS[1], label="VLM after", zorder=2)
+    axes.hlines(constant, x - 0.28, x + 0.28, color=INK, linewidth=2, label="constant predictor")
+    axes.set(xlabel="fine-tune round", ylabel="mean |a_v − a|")
+    axes.set_ylim(0, 1.15 * float(np.nanmax([before, after, constant])))
+    _whole_numbers(axes, x.tolist())
+    _legend(axes)
+    return figure
+
+
+def returns_in_buffer(round_: dict) -> Figure | None:
+    """Fig. 8: the distribution of returns in D_f, what was kept of it, τ, and the bound of a top-95 % filter."""
+    histogram = round_.get("histogram")
+    if not histogram:
+        return None
+    figure, axes = new_figure()
+    edges, everything, kept = (np.array(histogram[name]) for name in ("edges", "all", "kept"))
+    width = np.diff(edges)
+    axes.bar(edges[:-1], everything, width, align="edge", color=LINE, label=f"D_f: {round_['rows']:,} rows")
+    axes.bar(edges[:-1], kept, width, align="edge", color=COLORS[0], label=f"kept: {round_['kept']:,}")
+    if _known(round_, "tau"):
+        axes.axvline(round_["tau"], color=COLORS[1], linewidth=2, label=f"τ = {round_['tau']:.1f}")
+    if _known(round_, "tau_top95"):
+        text = f"top 95 %: {round_['kept_top95']:,}"
+        axes.axvline(round_["tau_top95"], color=INK, linewidth=1.5, linestyle=(0, (4, 3)), label=text)
+    axes.set(xlabel="return g", ylabel="rows")
+    axes.set_title(f"round {round_['round']}, {round_['env_steps']:,} environment steps")
+    _legend(axes)
+    return figure
+
+
+def kept_per_round(run: Run) -> Figure | None:
+    """Fig. 8: rows kept by the run's filter and by a fixed top-95 % filter, of how many."""
+    if not run.rounds:
+        return None
+    figure, axes = new_figure()
+    x = np.array([r["round"] for r in run.rounds], dtype=float)
+    names = [
+        ("rows", "all rows of D_f", LINE),
+        ("kept_top95", "top 95 %", MUTED),
+        ("kept", "this run's filter", COLORS[0]),
+    ]
+    names = [name for name in names if any(r.get(name[0]) for r in run.rounds)]
+    for i, (name, text, color) in enumerate(names):
+        place = x + (i - (len(names) - 1) / 2) * 0.27
+        bars = axes.bar(place, [r.get(name, 0) for r in run.rounds], 0.25, color=color, label=text)
+        if len(run.rounds) <= 6:
+            axes.bar_label(bars, fontsize=9, color=INK, padding=2)
+    axes.set(xlabel="fine-tune round", ylabel="rows")
+    axes.margins(y=0.16)
+    _whole_numbers(axes, x.tolist())
+    _legend(axes, columns=3)
+    return figure
+
+
+def entropy(group: Group) -> Figure | None:
+    """Fig. 7: the policy's entropy ε per action dimension over training, as logged and as the rounds took it."""
+    figure, axes = new_figure()
+    drawn = False
+    for run, color in zip(group.runs, _colors(len(group.runs)), strict=True):
+        size = run.action_size
+        logged = [(row["step"], row["train/entropy"]) for row in run.metrics if "train/entropy" in row]
+        name = f"seed {run.seed}" if len(group.runs) > 1 else "one update's batch"
+        if logged and size:
+            steps, values = zip(*logged, strict=True)
+            axes.plot(steps, np.array(values) / size, color=color, linewidth=1.4, label=name)
+            drawn = True
+        at = [(r["env_steps"], r["entropy"]) for r in run.rounds if _known(r, "entropy")]
+        if at:
+            text = "ε of a round" if run is group.runs[0] else None
+            steps, values = zip(*at, strict=True)
+            axes.scatter(steps, values, s=52, color=COLORS[1], zorder=3, label=text)
+            drawn = True
+    axes.set(xlabel="environment steps", ylabel="ε (nats per action dimension)")
+    _steps(axes)
+    _legend(axes)
+    return figure if drawn else None
+
+
+def sigmoid_of_entropy(group: Group, sign: float) -> Figure | None:
+    """Fig. 7: the weight of the interquartile range in τ, Sigmoid(±ε), where the rounds were."""
+    at = [r["entropy"] for run in group.runs for r in run.rounds if _known(r, "entropy")]
+    if not at:
+        return None
+    figure, axes = new_figure()
+    x = np.linspace(min([-3.0, *at]) - 0.3, max([1.5, *at]) + 0.3, 200)
+    axes.plot(x, sigmoid(sign * x), color=MUTED, linewidth=1.5)
+    for i, run in enumerate(group.runs):
+        own = [(r["round"], r["entropy"]) for r in run.rounds if _known(r, "entropy")]
+        for round_, value in own:
+            axes.scatter([value], [sigmoid(sign * value)], s=58, color=COLORS[1], zorder=3)
+            if i == 0:
+                axes.annotate(
+                    str(round_), (value, sigmoid(sign * value)), (0, 9), textcoords="offset points", ha="center"
+                )
+    axes.set(xlabel="ε (nats per action dimension)", ylabel="σ(ε)" if sign > 0 else "σ(−ε)")
+    axes.set_ylim(0, 1.05)
+    return figure
+
+
+def similarity(run: Run) -> Figure | None:
+    """Fig. 6: how like the executed actions the VLM's are, on rows of high and of low return, before and after."""
+    rounds = sorted(run.samples)
+    if not rounds:
+        return None
+    figure, axes = new_figure()
+    kinds = [("high", True, COLORS[0]), ("low", False, COLORS[4])]
+    for kind, high, color in kinds:
+        for when, filled in (("before", False), ("after", True)):
+            place = [n + (-0.27 if high else 0.09) + (0.18 if filled else 0) for n in rounds]
+            values = [similarities(run.samples[n], high, when) for n in rounds]
+            known = [(x, v) for x, v in zip(place, values, strict=True) if len(v)]
+            if not known:
+                continue
+            x, means = [x for x, _ in known], [float(np.mean(v)) for _, v in known]
+            for at, value in known:
+                axes.plot([at, at], np.quantile(value, [0.25, 0.75]), color=color, linewidth=6, alpha=0.25, zorder=1)
+            face = color if filled else "none"
+            axes.scatter(
+                x, means, s=56, facecolors=face, edgecolors=color, linewidths=2, label=f"{kind}, {when}", zorder=2
+            )
+    axes.set(xlabel="fine-tune round", ylabel="similarity")
+    low, high_ = axes.get_ylim()
+    axes.set_ylim(low, min(high_, 1.02))
+    _whole_numbers(axes, rounds)
+    _legend(axes, columns=2)
+    return figure
+
+
+def similarities(columns: Columns, high: bool, when: str) -> np.ndarray:
+    """1 − |a_v − a| / (a_high − a_low), mean over dimensions, of each row whose answer could be parsed.
+
+    Args:
+        columns: Of :class:`~covr_lightning.finetune.samples.RoundSamples`.
+        high: Of the rows of high return, or of low.
+        when: ``"before"`` or ``"after"`` the round.
+
+    Returns:
+        (n,), 1 for the same action and 0 for the opposite ends of the range.
+    """
+    if when not in columns:
+        return np.zeros(0)
+    rows = (columns["high"] == high) & columns[f"{when}_valid"]
+    span = columns["action_high"] - columns["action_low"]
+    return 1 - (np.abs(columns[when] - columns["action"])[rows] / span).mean(-1)
+
+
+def alone_traces(before: VLMAlone | None, after: VLMAlone | None, what: str, last_round: int) -> Figure | None:
+    """Fig. 9: actions or rewards of the VLM alone over an episode of the same seed, before the first round and after.
+
+    Args:
+        before: What it did before the first round.
+        after: What it did after the last one.
+        what: ``"actions"`` or ``"rewards"``.
+        last_round: The last round.
+    """
+    shown = [(before, COLORS[4], "before round 1"), (after, COLORS[0], f"after round {last_round}")]
+    shown = [(one, color, text) for one, color, text in shown if one is not None and what in one.columns]
+    if not shown:
+        return None
+    figure, axes = new_figure(height=2.6)
+    for one, color, text in shown:
+        assert one is not None, "left out"
+        values = one.columns[what]
+        for dimension in range(min(values.shape[1], _SHOWN_DIMENSIONS) if values.ndim > 1 else 1):
+            line = values[:, dimension] if values.ndim > 1 else values
+            style = "-" if dimension == 0 else (0, (2, 2))
+            name = text if values.ndim == 1 or values.shape[1] == 1 else f"{text}, a{dimension}"
+            axes.plot(line, color=color, linewidth=1.6, linestyle=style, label=name, drawstyle="steps-post")
+    axes.set(xlabel="agent step", ylabel="action" if what == "actions" else "reward")
+    _legend(axes, columns=2)
+    return figure
+
+
+def sigmoid(x: float | np.ndarray) -> np.ndarray:
+    """1 / (1 + e⁻ˣ)."""
+    return 1 / (1 + np.exp(-np.asarray(x, dtype=float)))
+
+
+def _known(round_: dict, name: str) -> bool:
+    value = round_.get(name)
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def _colors(n: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(n)]
+
+
+def _whole_numbers(axes: Axes, numbers: Sequence[float]) -> None:
+    ticks = sorted({int(n) for n in numbers})
+    axes.set_xticks(ticks[:: max(1, len(ticks) // 10)])
+    if ticks:
+        axes.set_xlim(ticks[0] - 0.6, ticks[-1] + 0.6)
+
+
+def _steps(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}")
+    axes.set_xlim(left=0)
+
+
+def _legend(axes: Axes, columns: int = 2) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(handles)))

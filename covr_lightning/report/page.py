@@ -1,0 +1,153 @@
+"""A page in one file: figures, tables and pictures are inside it, and it asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from covr_lightning.report.drawing import as_svg, write_png
+
+
+class Page:
+    """Collects a page's parts, and writes its figures as PNG beside it.
+
+    Args:
+        folder: Where the PNGs go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._parts: list[str] = []
+        self._sections: list[tuple[str, str]] = []
+        self._pngs: set[str] = set()
+
+    def add(self, html: str) -> None:
+        """Add HTML as it is."""
+        self._parts.append(html)
+
+    def section(self, title: str, how: str = "") -> None:
+        """Begin a section.
+
+        Args:
+            title: Its title, also in the page's list of sections.
+            how: How to read it, HTML.
+        """
+        name = _slug(title)
+        self._sections.append((name, title))
+        self.add(f'<h2 id="{name}">{escape(title)}</h2>')
+        if how:
+            self.add(f'<p class="how">{how}</p>')
+
+    def missing(self, sentence: str) -> None:
+        """Say in one sentence (HTML) what is not there and what records it."""
+        self.add(f'<p class="missing">{sentence}</p>')
+
+    def figure(self, figure: Figure | None, name: str, caption: str) -> str:
+        """A figure's HTML; it is written as PNG too. Nothing of None.
+
+        Args:
+            figure: The figure.
+            name: Of its PNG, without the ending.
+            caption: Below it, plain text.
+        """
+        if figure is None:
+            return ""
+        name = _slug(name)
+        n = 2
+        while name in self._pngs:
+            name, n = f"{name.removesuffix(f'-{n - 1}')}-{n}", n + 1
+        self._pngs.add(name)
+        write_png(figure, self.folder / f"{name}.png")
+        return f"<figure>{as_svg(figure, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+    def figures(self, figures: Sequence[str], wide: bool = False) -> None:
+        """Add figures side by side where there is room."""
+        inside = "".join(figures)
+        if inside:
+            self.add(f'<div class="figures{" wide" * wide}">{inside}</div>')
+
+    def html(self, title: str, head: str) -> str:
+        """The whole page.
+
+        Args:
+            title: Plain text.
+            head: HTML in front of the list of sections.
+        """
+        style = importlib.resources.files("covr_lightning.report").joinpath("style.css").read_text("utf-8")
+        links = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in self._sections)
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+            f"<header>{head}<nav>{links}</nav></header>\n<main>\n"
+            + "\n".join(self._parts)
+            + "\n</main>\n</body>\n</html>\n"
+        )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", ours: Sequence[int] = ()) -> str:
+    """A table's HTML.
+
+    Args:
+        head: Titles, plain text.
+        rows: Cells, each either plain text or, where it begins with ``<td``, HTML.
+        caption: Plain text.
+        ours: Rows to stand out.
+    """
+    lines = ['<div class="scroll"><table>', f"<caption>{escape(caption)}</caption>" if caption else ""]
+    lines.append(f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead><tbody>")
+    for i, row in enumerate(rows):
+        cells = "".join(cell if cell.startswith("<td") else f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f'<tr class="ours">{cells}</tr>' if i in ours else f"<tr>{cells}</tr>")
+    return "\n".join([*filter(None, lines), "</tbody></table></div>"])
+
+
+def bar(share: float) -> str:
+    """A table's cell with a bar of a share of its width, from 0 to 1."""
+    return f'<td class="bar"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></td>'
+
+
+def text_cell(text: str) -> str:
+    """A table's cell whose text may be long."""
+    return f'<td class="text">{escape(text)}</td>'
+
+
+def picture(frame: np.ndarray) -> str:
+    """A frame (3, h, w) uint8 as an image's HTML."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="frame" src="data:image/png;base64,{data}">'
+
+
+def number(value: float | None, decimals: int = 1) -> str:
+    """A number for people: a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def plus_minus(mean: float, spread: float, decimals: int = 1) -> str:
+    """Mean ± spread; the mean alone without a spread."""
+    if math.isnan(mean) or math.isnan(spread):
+        return number(mean, decimals)
+    return f"{number(mean, decimals)} ± {number(spread, decimals)}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.0f} %"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

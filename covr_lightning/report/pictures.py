@@ -1,0 +1,142 @@
+"""The report's sections of frames and videos, and of what the VLM answers to frames."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from covr_lightning.report import figures
+from covr_lightning.report.page import Page, number, picture, table
+from covr_lightning.report.runs import Columns, Group, VLMAlone
+from covr_lightning.report.sections import CALLBACK, named, of_seed
+
+#: Videos are put into the page up to this many bytes in all; the others are linked.
+_EMBEDDED_BYTES = 6_000_000
+
+
+def similarity(page: Page, groups: Sequence[Group]) -> None:
+    """Fig. 6."""
+    page.section(
+        "Whom the VLM resembles",
+        "1 − |a_v − a| as a share of the action's range, mean over dimensions: 1 is the executed action, 0 its "
+        "opposite. Blue are rows of high return (kept, and held out of training), red rows of low return (not kept, at "
+        "most the median). A round has worked when blue rises and red does not follow. Bars: middle half of the rows "
+        "(Fig. 6).",
+    )
+    for group in named(page, groups, with_rounds=True):
+        run = group.first
+        if not run.samples:
+            page.missing(
+                "The VLM's answers are not recorded: "
+                f"<code>{CALLBACK}.samples 64</code>, the default, writes them in each round (the paper has 300)."
+            )
+            continue
+        caption = f"Similarity of the VLM's actions to executed ones{of_seed(group)}"
+        page.figures([page.figure(figures.similarity(run), f"{group.name} similarity", caption)])
+        rows = []
+        for n, columns in sorted(run.samples.items()):
+            for high in (True, False):
+                count = int((columns["high"] == high).sum())
+                before, after = (figures.similarities(columns, high, when) for when in ("before", "after"))
+                rows.append([str(n), "high" if high else "low", str(count), _mean(before), _mean(after)])
+        page.add(table(["round", "returns", "rows", "before", "after"], rows, "Mean similarity"))
+
+
+def strips(page: Page, groups: Sequence[Group]) -> None:
+    """Fig. 9."""
+    page.section(
+        "What the VLM does",
+        "The same frames put to the VLM before and after a round, beside the executed action; below, an episode that "
+        "it played alone, of the same seed before the first round and after the last (Fig. 9).",
+    )
+    for group in named(page, groups, with_rounds=True):
+        run = group.first
+        if run.samples:
+            last = max(run.samples)
+            page.add(f"<p>Rows of D_f in round {last}{of_seed(group)}: the four on the left are of high return.</p>")
+            page.add(_answers(run.samples[last]))
+        if not run.vlm:
+            page.missing(
+                f"No episode of the VLM alone is recorded: <code>{CALLBACK}.vlm_episodes 3</code> plays some before "
+                "the first round and after each."
+            )
+            continue
+        last = max(run.vlm)
+        before, after = run.vlm.get(0), run.vlm[last] if last else None
+        for one, name in ((before, "before round 1"), (after, f"after round {last}")):
+            if one is not None and "frames" in one.columns:
+                page.add(f"<p>Alone, {name}{of_seed(group)}: return {number(float(one.columns['return'][0]))}</p>")
+                page.add(_episode(one))
+        page.figures(
+            [
+                page.figure(
+                    figures.alone_traces(before, after, what, last), f"{group.name} vlm {what}",
+                    f"{what.capitalize()} of the VLM alone{of_seed(group)}",
+                )
+                for what in ("actions", "rewards")
+            ]
+        )  # fmt: skip
+
+
+def _answers(columns: Columns) -> str:
+    """Frames with the VLM's answers before and after, and what was done."""
+    cells = []
+    for frame, row in zip(columns["frames"], columns["frame_rows"], strict=True):
+        lines = []
+        for when in ("before", "after"):
+            if when in columns:
+                valid = bool(columns[f"{when}_valid"][row])
+                text = _action(columns[when][row]) if valid else "unparsable"
+                lines.append(f'<span class="{when}">{when} {text}</span>')
+        lines.append(f'<span class="did">done {_action(columns["action"][row])}</span>')
+        lines.append(f"return {number(float(columns['score'][row]))}")
+        cells.append(f"<figure>{picture(frame)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
+    return f'<div class="strip">{"".join(cells)}</div>'
+
+
+def _episode(one: VLMAlone) -> str:
+    """Frames of an episode with the actions and rewards there."""
+    cells = []
+    for frame, step in zip(one.columns["frames"], one.columns["frame_steps"], strict=True):
+        action, reward = _action(one.columns["actions"][step]), number(float(one.columns["rewards"][step]), 2)
+        text = f"step {int(step)}<br>action {action}<br>reward {reward}"
+        cells.append(f"<figure>{picture(frame)}<figcaption>{text}</figcaption></figure>")
+    return f'<div class="strip">{"".join(cells)}</div>'
+
+
+def _action(action: np.ndarray) -> str:
+    shown = ", ".join(number(float(value), 2) for value in action[:3])
+    return shown + (", …" if len(action) > 3 else "")
+
+
+def _mean(values: np.ndarray) -> str:
+    return number(float(values.mean()), 3) if len(values) else "–"
+
+
+def videos(page: Page, groups: Sequence[Group]) -> None:
+    """The runs' videos, the latest first."""
+    page.section("Videos")
+    found = [(group, run, path) for group in groups for run in group.runs for path in reversed(run.videos)]
+    if not found:
+        page.missing("There are none: <code>--video true</code> writes one of each evaluation's first episode.")
+        return
+    room = _EMBEDDED_BYTES
+    cells, links = [], []
+    for group, run, path in found:
+        size = path.stat().st_size
+        text = f"{group.name}, seed {run.seed}: {path.stem}"
+        if size <= room:
+            room -= size
+            data = base64.b64encode(path.read_bytes()).decode()
+            source = f'<video controls muted playsinline src="data:video/mp4;base64,{data}"></video>'
+            cells.append(f"<figure>{source}<figcaption>{escape(text)}</figcaption></figure>")
+        else:
+            place = escape(os.path.relpath(path.resolve(), page.folder.resolve()))
+            links.append(f'<li><a href="{place}">{escape(text)}</a></li>')
+    page.figures(cells)
+    if links:
+        page.add(f"<p>Others, beside this page in the runs' folders:</p><ul>{''.join(links)}</ul>")

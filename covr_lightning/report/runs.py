@@ -1,0 +1,314 @@
+"""What a run's folder holds, read while the run goes on or after it."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from covr_lightning.errors import ConfigError
+from covr_lightning.saving.lock import LOCK_FILE
+from covr_lightning.sweep.differences import SEEDS, Configuration, read_configuration, result_settings
+
+State = Literal["finished", "running", "stopped"]
+Columns = dict[str, np.ndarray]
+#: Mean over episodes, and their standard deviation (n).
+Measured = tuple[float, float]
+
+
+@dataclass
+class VLMAlone:
+    """What the VLM did alone after a round.
+
+    Attributes:
+        columns: ``return`` (n,) and other measures of n episodes; of the first one ``actions`` (T, A), ``rewards``
+            (T,), ``frames`` (k, 3, h, w), ``frame_steps`` (k,).
+        facts: ``asked``, ``unparsable``, ``unanswered``.
+    """
+
+    columns: Columns
+    facts: dict[str, float]
+
+
+@dataclass
+class Run:
+    """One run's folder.
+
+    Attributes:
+        folder: The folder.
+        configuration: Its ``config.yaml``.
+        curve: Evaluations as in ``curve.csv``.
+        metrics: Rows of ``logs/csv/metrics.csv``, their numbers only.
+        rounds: Figures of the rounds, in order.
+        samples: Round → the rows that the VLM was asked about before and after it.
+        vlm: Round → what the VLM did alone after it; 0 is before the first.
+        profile: ``profile.json``, if there is one.
+        state: Whether it is finished, being written, or stopped.
+    """
+
+    folder: Path
+    configuration: Configuration
+    curve: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    samples: dict[int, Columns] = field(default_factory=dict)
+    vlm: dict[int, VLMAlone] = field(default_factory=dict)
+    profile: dict[str, Any] | None = None
+    state: State = "stopped"
+
+    @property
+    def seed(self) -> int:
+        """Its seed: that of environment, exploration and replay."""
+        return int(self.setting("data", "seed", default=self.configuration.get("seed_everything") or 0))
+
+    @property
+    def length(self) -> int:
+        """Environment steps that it is to have."""
+        return int(self.setting("data", "max_env_steps", default=0))
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps that are known of."""
+        logged = [row["step"] for row in self.metrics[-1:] if "step" in row]
+        rounds = [round_["env_steps"] for round_ in self.rounds[-1:]]
+        return int(max([point["env_steps"] for point in self.curve[-1:]] + logged + rounds, default=0))
+
+    @property
+    def videos(self) -> list[Path]:
+        """Its videos, the latest last."""
+        found = (self.folder / "videos").glob("*.mp4")
+        return sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+
+    def setting(self, *keys: str, default: Any = None) -> Any:
+        """A setting by its keys; ``init_args`` on the way are passed through."""
+        value: Any = self.configuration
+        for key in keys:
+            value = value.get("init_args", value) if isinstance(value, dict) else None
+            value = value.get(key) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    def fine_tuning(self) -> dict[str, Any] | None:
+        """Arguments of its ProgressiveFineTune; None if it has none."""
+        for callback in self.setting("trainer", "callbacks", default=[]) or []:
+            if str(callback.get("class_path", "")).endswith("ProgressiveFineTune"):
+                return callback.get("init_args") or {}
+        return None
+
+    @property
+    def action_size(self) -> int | None:
+        """A, if the run tells it."""
+        for columns in self.samples.values():
+            return columns["action"].shape[1]
+        return next((one.columns["actions"].shape[1] for one in self.vlm.values() if "actions" in one.columns), None)
+
+
+@dataclass
+class Group:
+    """Runs of one configuration with different seeds.
+
+    Attributes:
+        name: Its name in the report.
+        runs: Its runs, by seed.
+    """
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def first(self) -> Run:
+        """The run of which details are shown: the first of those with the most rounds."""
+        return max(self.runs, key=lambda run: len(run.rounds))
+
+    @property
+    def drives(self) -> bool:
+        """Whether distances are measured, so that returns are called ER."""
+        return any("distance" in point for run in self.runs for point in run.curve[:1])
+
+    @property
+    def round_numbers(self) -> list[int]:
+        """Rounds that any of its runs knows something of; 0 where a VLM was measured before the first."""
+        return sorted({r["round"] for run in self.runs for r in run.rounds} | {n for run in self.runs for n in run.vlm})
+
+    def points(self, name: str = "return") -> list[tuple[int, float, float]]:
+        """The learning curve: environment steps, mean over seeds, spread.
+
+        Evaluations that all seeds have; of runs under way, that all have so far. The spread is the standard deviation
+        over seeds (n − 1), with one seed that over its episodes.
+        """
+        curves = [{int(point["env_steps"]): point for point in run.curve if name in point} for run in self.runs]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+        result = []
+        for step in steps:
+            values = [curve[step][name] for curve in curves]
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else curves[0][step].get(f"{name}_std", 0.0)
+            result.append((step, float(np.mean(values)), spread))
+        return result
+
+    def policy_after(self, round_: int, name: str = "return") -> list[Measured]:
+        """Each seed's first evaluation at or after a round, unless the next round was before it."""
+        values = []
+        for run in self.runs:
+            at = {r["round"]: r["env_steps"] for r in run.rounds}
+            later = at.get(round_ + 1, math.inf)
+            point = next((p for p in run.curve if p["env_steps"] >= at.get(round_, math.inf)), {})
+            if name in point and point["env_steps"] <= later:
+                values.append((point[name], point.get(f"{name}_std", math.nan)))
+        return values
+
+    def policy_at_end(self, name: str = "return") -> list[Measured]:
+        """Each seed's last evaluation."""
+        last = [run.curve[-1] for run in self.runs if run.curve and name in run.curve[-1]]
+        return [(point[name], point.get(f"{name}_std", math.nan)) for point in last]
+
+    def vlm_after(self, round_: int, name: str = "return") -> list[Measured]:
+        """Each seed's episodes of the VLM alone after a round."""
+        played = [run.vlm[round_].columns for run in self.runs if round_ in run.vlm]
+        return [(float(c[name].mean()), float(c[name].std())) for c in played if name in c]
+
+
+def over_seeds(values: Sequence[Measured]) -> Measured:
+    """Mean and standard deviation over seeds (n − 1); of one seed its own, over episodes; NaN of none."""
+    if len(values) == 1:
+        return values[0]
+    means = [mean for mean, _ in values]
+    return (float(np.mean(means)), float(np.std(means, ddof=1))) if means else (math.nan, math.nan)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among paths: each is one, or holds some, as a sweep's folder does.
+
+    Raises:
+        ConfigError: A path leads nowhere, or no run is there.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"covr report: {path} is no folder; give the folder of a run, e.g. runs/quickstart.")
+        inside = [path] if _is_run(path) else sorted(
+            below for pattern in ("*", "*/*") for below in path.glob(pattern) if below.is_dir() and _is_run(below)
+        )  # fmt: skip
+        if not inside:
+            raise ConfigError(
+                f"covr report: {path} holds no run (a run's folder has a config.yaml and a curve.csv or logs/)."
+            )
+        found += [run for run in inside if run not in found]
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder; what is missing, or only half written yet, is left out."""
+    run = Run(folder, read_configuration(folder / "config.yaml"))
+    run.curve = [row for row in _numbers(folder / "curve.csv") if {"env_steps", "return"} <= row.keys()]
+    run.metrics = _numbers(folder / "logs" / "csv" / "metrics.csv")
+    for path in sorted((folder / "rounds").glob("round_*.json")):
+        figures = _json(path)
+        if figures is not None and {"round", "env_steps"} <= figures.keys():
+            run.rounds.append(figures)
+    for path in sorted((folder / "rounds").glob("round_*_samples.safetensors")):
+        columns, _ = _tensors(path)
+        if columns:
+            run.samples[int(path.name.split("_")[1])] = columns
+    for path in sorted((folder / "rounds").glob("round_*_vlm.safetensors")):
+        columns, metadata = _tensors(path)
+        if columns:
+            run.vlm[int(path.name.split("_")[1])] = VLMAlone(columns, {k: float(v) for k, v in metadata.items()})
+    run.profile = _json(folder / "profile.json")
+    summary = _json(folder / "summary.json") or {}
+    if summary and summary.get("env_steps", 0) >= run.length:
+        run.state = "finished"
+    elif _is_held(folder / LOCK_FILE):
+        run.state = "running"
+    return run
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Group runs whose configurations differ in nothing but the seed, in the order given."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {key: value for key, value in result_settings(run.configuration).items() if key not in SEEDS}
+        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+    named: list[Group] = []
+    for members in groups.values():
+        members.sort(key=lambda run: run.seed)
+        name = _name(members[0].folder.resolve())
+        others = [group.name for group in named]
+        n = 2
+        while (name if n == 2 else f"{name} ({n - 1})") in others:
+            n += 1
+        named.append(Group(name if n == 2 else f"{name} ({n - 1})", members))
+    return named
+
+
+def _name(folder: Path) -> str:
+    """A run's name; that of a sweep's config, whose runs are ``NAME/seed_N``."""
+    return folder.parent.name if re.fullmatch(r"seed_\d+", folder.name) else folder.name
+
+
+def differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """The keys in which the groups' configurations differ, each with the value of every group; None where missing."""
+    settings = [result_settings(group.runs[0].configuration) for group in groups]
+    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if key not in SEEDS]
+    missing = object()
+    return {
+        key: [one.get(key) for one in settings]
+        for key in keys
+        if any(one.get(key, missing) != settings[0].get(key, missing) for one in settings[1:])
+    }
+
+
+def _numbers(path: Path) -> list[dict[str, float]]:
+    """Rows of a CSV, without what is no number: empty cells, and a line that is not whole yet."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError:
+        return []
+    return [{name: value for name, text in row.items() if (value := _number(text)) is not None} for row in rows]
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _tensors(path: Path) -> tuple[Columns, Mapping[str, str]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return {}, {}
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process writes the run; asked without keeping one from it."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,73 @@
+"""What differs between the configurations of runs, as their ``config.yaml`` has them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: A run's configuration, as in its config.yaml.
+Configuration = dict[str, Any]
+
+#: Keys that say where a run is written or what of it is shown, and change no result.
+_NO_RESULT = ("base", "runs_dir", "name", "ckpt_path", "weights_only", "video", "trainer.enable_progress_bar")
+
+#: Keys that hold a run's seed.
+SEEDS = ("seed_everything", "data.seed", "model.seed")
+
+
+def read_configuration(path: Path) -> Configuration:
+    """A run's ``config.yaml``; empty if it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError):
+        return {}
+
+
+def with_seed(config: Configuration, seed: int) -> Configuration:
+    """The same configuration with another seed of everything: networks, environment, exploration, replay, update."""
+    config = copy.deepcopy(config)
+    config["seed_everything"] = seed
+    for key in ("data", "model"):
+        config[key]["init_args"]["seed"] = seed
+    return config
+
+
+def seed_arguments(seed: int) -> list[str]:
+    """What gives a run of ``covr fit`` its seed; the seed of fine-tune rounds follows ``data.seed``."""
+    return [part for key in SEEDS for part in (f"--{key}", str(seed))]
+
+
+def result_settings(config: Configuration) -> dict[str, Any]:
+    """The settings that can change a result, by their keys as the command line has them (without ``init_args``)."""
+    return {key: value for key, value in _flat(config) if key not in _NO_RESULT}
+
+
+def differences(there: Configuration, here: Configuration) -> list[str]:
+    """The keys that differ, each as ``data.batch_size is 8 there, 16 here``; what changes no result is left out."""
+    one, other = result_settings(there), result_settings(here)
+    missing = object()
+    return [
+        f"{key} is {shown(one.get(key, '(missing)'))} there, {shown(other.get(key, '(missing)'))} here"
+        for key in [*one, *(k for k in other if k not in one)]
+        if one.get(key, missing) != other.get(key, missing)
+    ]
+
+
+def shown(value: Any) -> str:
+    """A value as YAML has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by their keys."""
+    if isinstance(value, list) and any(isinstance(element, dict) for element in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, below in value.items():
+        yield from _flat(below, key if name == "init_args" else f"{key}.{name}".lstrip("."))

@@ -1,0 +1,35 @@
+"""The bar's estimate of the time left."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from covr_lightning.callbacks import CovrProgressBar
+from covr_lightning.callbacks.progress import as_clock
+
+
+def test_time_left_is_that_of_the_steps_since_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = SimpleNamespace(env_steps=0, grad_steps=7, rounds=1)  # resumed after 7 updates
+    data = SimpleNamespace(counters=counters, max_env_steps=10_000, last_training_return=None, lost_episodes=0)
+    trainer = SimpleNamespace(datamodule=data, callback_metrics={})
+    module = SimpleNamespace(prior=SimpleNamespace(weight=lambda counters: 0.5))
+    bar = CovrProgressBar()
+
+    def shown(seconds: float, env_steps: int, grad_steps: int) -> str | None:
+        monkeypatch.setattr("covr_lightning.callbacks.progress.time.monotonic", lambda: seconds)
+        counters.env_steps, counters.grad_steps = env_steps, grad_steps
+        return bar.get_metrics(trainer, module).get("left")  # type: ignore[arg-type]
+
+    assert shown(0, 0, 7) is None
+    assert shown(1, 1000, 7) is None  # the warm-up's 1000 steps a second say nothing
+    assert shown(2, 2000, 8) is None
+    assert shown(12, 2100, 58) == "13:10"  # 100 steps in 10 s; 7900 to go: 790 s
+    assert shown(102, 4000, 900) == "5:00"  # 2000 in 100 s, a round among them; 6000 to go
+    assert shown(402, 10_000, 4000) == "0:00"
+
+
+def test_clock() -> None:
+    assert [as_clock(s) for s in (0, 59.6, 61, 3599, 3600, 36_125)] == [
+        "0:00", "1:00", "1:01", "59:59", "1:00:00", "10:02:05",
+    ]  # fmt: skip
