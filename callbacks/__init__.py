@@ -2,6 +2,7 @@
 
 from covr_lightning.callbacks.checkpoints import RunCheckpoint
 from covr_lightning.callbacks.evaluation import EvaluateEvery, EvaluationVideo
+from covr_lightning.callbacks.profile import RunProfile
 from covr_lightning.callbacks.progress import CovrProgressBar
 from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
 from covr_lightning.callbacks.stopping import StopOnSignal
@@ -14,6 +15,7 @@ __all__ = [
     "EvaluationVideo",
     "ProgressiveFineTune",
     "RunCheckpoint",
+    "RunProfile",
     "RunSummary",
     "StopOnSignal",
     "VLMActs",

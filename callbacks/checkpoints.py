@@ -119,7 +119,8 @@ class RunCheckpoint(ModelCheckpoint):
         for save in saves:
             books = {**self.state_dict(), "best_k_models": dict(self.best_k_models)}
             try:
-                save(trainer, self._monitor_candidates(trainer))
+                with trainer.lightning_module.times("checkpoint"):  # type: ignore[union-attr, operator]
+                    save(trainer, self._monitor_candidates(trainer))
             except OSError as error:
                 super().load_state_dict(books)  # Lightning notes a checkpoint before it is written
                 so_far = f"the checkpoints so far, up to step {self._saved_env_steps}, are still there"

@@ -147,7 +147,8 @@ class ProgressiveFineTune(L.Callback):
         """Run a round if one is due."""
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         if data.env_steps_completed and self.schedule.due(data.counters):
-            self._round(trainer, self._agent, data)
+            with self._agent.times("fine-tune"):
+                self._round(trainer, self._agent, data)
 
     def _round(self, trainer: L.Trainer, pl_module: SACModule, data: ExperienceData) -> None:
         assert self.buffer is not None, "setup made it"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from covr_lightning.allocator import keep_freed_memory
 from covr_lightning.config_files import resolve_arguments
 from covr_lightning.errors import ConfigError, RunFailed
 from covr_lightning.secrets import MaskSecrets, masked
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's threads spin while they wait. On a busy machine the one that is waited for then gets no core: beside one
     # other job, an update on two cores took 1103 ms spinning and 122 ms sleeping. Read once, when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if argv is None:  # the process is this command's own
+        keep_freed_memory()
     _log_to_stderr()
     _show_crashes()
     try:

@@ -23,6 +23,7 @@ from covr_lightning.callbacks import (
     EvaluateEvery,
     EvaluationVideo,
     RunCheckpoint,
+    RunProfile,
     RunSummary,
     StopOnSignal,
     VLMActs,
@@ -85,6 +86,7 @@ class CovrCLI(ParsingCLI):
         parser.add_class_arguments(VLM, "vlm")
         self.add_run_arguments(parser)
         parser.add_argument("--video", type=bool, default=False, help="write an mp4 of each evaluation's first episode")
+        parser.add_argument("--profile", type=bool, default=False, help="print where the time of a fit went")
         parser.add_argument(
             "--actor", type=Literal["policy", "vlm"], default="policy", help="who acts in validate and test"
         )
@@ -111,6 +113,8 @@ class CovrCLI(ParsingCLI):
         trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
         if fitting:
             trainer_callbacks += [EvaluateEvery(), RunSummary(), StopOnSignal()]
+            if not _has(trainer_callbacks, RunProfile):
+                trainer_callbacks.append(RunProfile(show=bool(self._get(self.config, "profile"))))
             if config.enable_checkpointing is not False and not _has(trainer_callbacks, ModelCheckpoint):
                 trainer_callbacks.append(RunCheckpoint())
         plugins = self._get(self.config_init, "trainer").get("plugins") or []

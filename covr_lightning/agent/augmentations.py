@@ -57,11 +57,11 @@ class RandomCrop(Augmentation):
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Cut one random window (size × size) from each image."""
-        top, left = _offsets(len(images), images.shape[-2] - self.size, images.shape[-1] - self.size, generator)
+        top, left = _offsets(images, images.shape[-2] - self.size, images.shape[-1] - self.size, generator)
         # A view of all windows; indexing it copies only the chosen ones.
         windows = images.unfold(2, self.size, 1).unfold(3, self.size, 1)
         batch = torch.arange(len(images), device=images.device)
-        return windows[batch, :, top.to(images.device), left.to(images.device)]
+        return windows[batch, :, top, left]
 
     def centre(self, images: Tensor) -> Tensor:
         """Cut the central window."""
@@ -97,10 +97,10 @@ class RandomTranslate(Augmentation):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Place each image at random on its canvas."""
         b, c, h, w = images.shape
-        top, left = _offsets(b, self.size - h, self.size - w, generator)
+        top, left = _offsets(images, self.size - h, self.size - w, generator)
         canvas = images.new_zeros(b, c, self.size, self.size)
-        rows = (top[:, None] + torch.arange(h)).to(images.device)
-        columns = (left[:, None] + torch.arange(w)).to(images.device)
+        rows = top[:, None] + torch.arange(h, device=images.device)
+        columns = left[:, None] + torch.arange(w, device=images.device)
         batch = torch.arange(b, device=images.device)[:, None, None]
         canvas.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]] = images.permute(0, 2, 3, 1)
         return canvas
@@ -134,10 +134,10 @@ class RandomShift(Augmentation):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Shift each image by up to `pad` pixels in both directions."""
         b, _, h, w = images.shape
-        top, left = _offsets(b, 2 * self.pad, 2 * self.pad, generator)
+        top, left = _offsets(images, 2 * self.pad, 2 * self.pad, generator)
         # Replicate padding and cropping in one: clamped coordinates.
-        rows = (top[:, None] + torch.arange(h) - self.pad).clamp_(0, h - 1).to(images.device)
-        columns = (left[:, None] + torch.arange(w) - self.pad).clamp_(0, w - 1).to(images.device)
+        rows = (top[:, None] + torch.arange(h, device=images.device) - self.pad).clamp_(0, h - 1)
+        columns = (left[:, None] + torch.arange(w, device=images.device) - self.pad).clamp_(0, w - 1)
         batch = torch.arange(b, device=images.device)[:, None, None]
         shifted = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
         return shifted.permute(0, 3, 1, 2)
@@ -233,14 +233,14 @@ class RandomIntensity(Augmentation):
         return size
 
 
-def _offsets(n: int, max_top: int, max_left: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Row and column offsets (n,) each, uniform over 0 … max, drawn on the generator's device."""
-    top = _draw(n, max_top, generator)
-    return top, _draw(n, max_left, generator)
+def _offsets(images: Tensor, max_top: int, max_left: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Row and column offsets (B,) each of images (B, …), uniform over 0 … max, drawn on the generator's device."""
+    top = _draw(len(images), max_top, generator, images.device)
+    return top, _draw(len(images), max_left, generator, images.device)
 
 
-def _draw(n: int, largest: int, generator: torch.Generator | None) -> Tensor:
+def _draw(n: int, largest: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     if largest == 0:  # nothing to choose: draw nothing, so that noise drawn later stays as it is without augmentation
-        return torch.zeros(n, dtype=torch.long)
-    device = generator.device if generator is not None else "cpu"
-    return torch.randint(0, largest + 1, (n,), generator=generator, device=device).cpu()
+        return torch.zeros(n, dtype=torch.long, device=device)
+    drawn_on = generator.device if generator is not None else "cpu"
+    return torch.randint(0, largest + 1, (n,), generator=generator, device=drawn_on).to(device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 
@@ -26,6 +28,22 @@ def check_sizes(arguments: dict[str, Any]) -> None:
     for name in ("critic_lr", "actor_lr", "alpha_lr", "alpha_init"):
         if arguments[name] <= 0:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must be above 0.")
+
+
+def check_backend(backend: str | None) -> None:
+    """Check the backend of torch.compile.
+
+    Args:
+        backend: Its name; None for none.
+
+    Raises:
+        ConfigError: PyTorch has no such backend.
+    """
+    if backend is None:
+        return
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise ConfigError(f"model.torch_compile is {backend!r}; it can be null or one of {', '.join(known)}.")
 
 
 def check_checkpoint(saved: dict[str, Any] | None, spec: EnvSpec) -> None:

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from covr_lightning.agent.networks import initialise
 from covr_lightning.errors import ConfigError
 
+#: Images that go through the convolutions at once on a CPU. What a layer hands to the next then stays in the cache, and
+#: every part reuses the memory of the part before: a batch of 512 takes a third of the time, half of it with gradients.
+CPU_IMAGES = 32
+
 
 class Encoder(nn.Module, ABC):
     """From stacked frames to flat features; projections of actor and critics turn these into their latents z.
@@ -53,7 +57,7 @@ class ConvTrunk(Encoder):
         """Create one convolution per stride. RAD: (2, 1, 1, 1)."""
         layers: list[nn.Module] = []
         for i, stride in enumerate(strides):
-            layers += [nn.Conv2d(channels if i == 0 else filters, filters, 3, stride=stride), nn.ReLU()]
+            layers += [nn.Conv2d(channels if i == 0 else filters, filters, 3, stride=stride), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         height, width = image_size
         for stride in strides:
@@ -70,7 +74,12 @@ class ConvTrunk(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """The flattened feature maps (B, `features`) of images (B, C, H, W) uint8."""
-        x = images.to(dtype=torch.float32, memory_format=torch.channels_last) / 255
+        if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= CPU_IMAGES:
+            return self._features(images)
+        return torch.cat([self._features(part) for part in images.split(CPU_IMAGES)])
+
+    def _features(self, images: Tensor) -> Tensor:
+        x = images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
         return self.layers(x).flatten(1)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import deque
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +18,26 @@ from covr_lightning.errors import ConfigError, NonFiniteError
 log = logging.getLogger(__name__)
 
 OnNonFinite = Literal["stop", "skip"]
+
+#: Optimizer steps on a GPU after which the host reads what became of one: by then it is known, and nobody waits.
+LATER = 8
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of an optimizer step, on its way to the host.
+
+    Attributes:
+        name: What was looked at.
+        counters: The run's clock then.
+        values: The loss, and the largest absolute entry of the gradients.
+        arrived: CUDA event after which `values` can be read; None where it can be at once.
+    """
+
+    name: str
+    counters: Counters
+    values: Tensor
+    arrived: Any
 
 
 class FiniteGuard:
@@ -34,6 +57,7 @@ class FiniteGuard:
             raise ConfigError(f"model.on_non_finite is {on_non_finite!r}; it can be 'stop' or 'skip'.")
         self.on_non_finite = on_non_finite
         self.skipped = 0
+        self._later: deque[_Seen] = deque()
 
     def allows(self, name: str, counters: Counters, value: Tensor, parameters: Iterable[Tensor] = ()) -> bool:
         """Whether a value, and the gradients that came of it, are finite.
@@ -47,18 +71,69 @@ class FiniteGuard:
         Raises:
             NonFiniteError: They are not, and the run is to stop.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        # A gradient's largest absolute entry is finite if and only if all its entries are.
-        largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).amax() if gradients else value.new_zeros(())
-        if bool(torch.isfinite(value).all() & torch.isfinite(largest)):
+        return self._judge(_Seen(name, counters, _loss_and_gradient(value, parameters), None))
+
+    def step(
+        self, optimizer: Any, name: str, counters: Counters, loss: Tensor, parameters: Iterable[Tensor] = ()
+    ) -> None:
+        """One step of an optimizer, if :meth:`allows` it.
+
+        A GPU decides by itself, so that the host need not wait for it: its fused optimizer leaves a step out, and
+        what :meth:`allows` would have done happens a few steps later, or in :meth:`settle`.
+
+        Args:
+            optimizer: On a GPU a fused one, perhaps in Lightning's wrapper.
+            name: See :meth:`allows`.
+            counters: Likewise.
+            loss: The loss, scalar.
+            parameters: The optimizer's.
+        """
+        if loss.device.type != "cpu":
+            self.step_on_device(optimizer, name, counters, loss, parameters)
+        elif self.allows(name, counters, loss, parameters):
+            optimizer.step()
+
+    def step_on_device(
+        self, optimizer: Any, name: str, counters: Counters, loss: Tensor, parameters: Iterable[Tensor] = ()
+    ) -> None:
+        """What :meth:`step` does on a GPU."""
+        while len(self._later) >= LATER:
+            self._judge(self._later.popleft())
+        values = _loss_and_gradient(loss, parameters)
+        fused = getattr(optimizer, "optimizer", optimizer)
+        fused.found_inf = (~torch.isfinite(values).all()).to(torch.float32)
+        optimizer.step()
+        fused.found_inf = None
+        at_host = values.to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream(loss.device).record_event() if loss.is_cuda else None
+        self._later.append(_Seen(name, replace(counters), at_host, arrived))
+
+    def settle(self) -> None:
+        """Do now what :meth:`step` has put off; called before a run is saved."""
+        while self._later:
+            self._judge(self._later.popleft())
+
+    def _judge(self, seen: _Seen) -> bool:
+        """Whether all that was seen is finite; if not, stop or count."""
+        if seen.arrived is not None:
+            seen.arrived.synchronize()
+        loss, largest = seen.values.tolist()
+        if math.isfinite(loss) and math.isfinite(largest):
             return True
-        what = f"gradient of the {name}" if bool(torch.isfinite(value)) else name
+        what = f"gradient of the {seen.name}" if math.isfinite(loss) else seen.name
         message = (
-            f"The {what} is {'not finite' if bool(torch.isfinite(value)) else float(value)} at environment step "
-            f"{counters.env_steps} (gradient step {counters.grad_steps + 1})"
+            f"The {what} is {'not finite' if math.isfinite(loss) else loss} at environment step "
+            f"{seen.counters.env_steps} (gradient step {seen.counters.grad_steps + 1})"
         )
         if self.on_non_finite == "stop":
             raise NonFiniteError(message)
         self.skipped += 1
         log.warning("%s: left out, so far %d.", message, self.skipped)
         return False
+
+
+def _loss_and_gradient(value: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """A value, and the largest absolute entry of the gradients (finite if and only if all entries are), as (2,)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).amax() if gradients else value.new_zeros(())
+    return torch.stack([value.reshape(()), largest])

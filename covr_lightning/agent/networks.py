@@ -49,7 +49,7 @@ class TwinQ(nn.Module):
     def forward(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Both values, each (B, 1), of z (B, D) and action (B, A)."""
         za = torch.cat([z, action], dim=-1)
-        return self.q1(za), self.q2(za)
+        return self.q1(za).float(), self.q2(za).float()  # also where autocast computes in bfloat16
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

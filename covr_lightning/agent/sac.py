@@ -23,7 +23,7 @@ from covr_lightning import processes
 from covr_lightning.agent.acting import Acting
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
-from covr_lightning.agent.checks import check_checkpoint, check_sizes
+from covr_lightning.agent.checks import check_backend, check_checkpoint, check_sizes
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error
@@ -34,6 +34,7 @@ from covr_lightning.counters import Counters
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import DeterministicPolicy, EpisodeResult, EpisodeStatistics, play_episode
+from covr_lightning.step_times import StepTimes
 
 
 class SACModule(Acting):
@@ -67,6 +68,8 @@ class SACModule(Acting):
         encoder_tau: Step of the target encoder's moving average.
         on_non_finite: What a NaN or infinite reward, loss or gradient does: ``"stop"`` the run (exit status 3; what was
             saved before stays), or ``"skip"`` the update or the transition.
+        torch_compile: Backend of torch.compile for the networks, such as ``"inductor"``; by default they are not
+            compiled, which on a CPU is not worth its time.
         seed: Seed of augmentation and update noise.
     """
 
@@ -95,12 +98,14 @@ class SACModule(Acting):
         critic_tau: float = 0.01,
         encoder_tau: float = 0.05,
         on_non_finite: OnNonFinite = "stop",
+        torch_compile: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if spec is None:
             raise ConfigError("SACModule needs the environment's shapes: SACModule(spec=env.spec).")
         check_sizes(locals())
+        check_backend(torch_compile)
         self.automatic_optimization = False
         self.spec = spec
         self.augmentation = augmentation or NoAugmentation()
@@ -117,6 +122,8 @@ class SACModule(Acting):
         self.seed = seed
         self.counters = Counters()
         self.finite = FiniteGuard(on_non_finite)
+        self.torch_compile = torch_compile
+        self.times = StepTimes()
         self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
         #: Told after each update of the critics which rows of the replay it was on (B,), and their |δ| (B,): the mean
@@ -162,6 +169,7 @@ class SACModule(Acting):
         o, a, r = batch["pixels"], batch["action"], batch["next", "reward"]
         o_next, not_done = batch["next", "pixels"], (~batch["next", "terminated"]).to(r.dtype)
         a_prev = batch["previous_action"] if self.needs_previous_action else None  # that of o' is a
+        lap = self.times.laps()
         views = self.views(o, o_next, self.augmentation, self.generator)
         alpha = self.log_alpha.detach().exp()
         metrics: dict[str, Tensor | float] = {}
@@ -180,6 +188,7 @@ class SACModule(Acting):
         if self.td_error_listener is not None:
             self.td_error_listener(batch["index"], torch.stack(errors).abs().mean(0).squeeze(-1))
         metrics |= {"train/critic_loss": loss_q.detach(), "train/q": q1.detach().mean()}
+        lap("critic")
 
         # Actor and temperature (Eqs. 1 and 4). The encoder's output is detached: neither moves it.
         if self.counters.grad_steps % self.actor_every_grad_steps == 0:
@@ -203,11 +212,13 @@ class SACModule(Acting):
                 "train/alpha": alpha,
                 "train/labelled": batch["a_v_valid"].float().mean(),
             }
+            lap("actor")
 
         for objective, optimizer in zip(self.objective_list, objective_opts, strict=True):
             loss, objective_metrics = objective.loss(batch, views, self)
             self._descend(optimizer, loss, f"loss of {type(objective).__name__}")
             metrics |= objective_metrics
+            lap("objectives")
 
         if self.counters.grad_steps % self.target_every_grad_steps == 0:
             soft_update(self.target_critic, self.critic, self.critic_tau)
@@ -216,6 +227,7 @@ class SACModule(Acting):
             for objective in self.objective_list:
                 objective.update_targets(self)
         self._log(metrics)
+        lap("targets")
 
     def _descend(self, optimizer: Any, loss: Tensor, name: str) -> None:
         """One optimizer step down a loss, if loss and gradients are finite."""
@@ -223,8 +235,7 @@ class SACModule(Acting):
         self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         processes.average_gradients(parameters)
-        if self.finite.allows(name, self.counters, loss.detach(), parameters):
-            optimizer.step()
+        self.finite.step(optimizer, name, self.counters, loss.detach(), parameters)
 
     def _target(self, view: Tensor, a: Tensor, r: Tensor, not_done: Tensor, alpha: Tensor) -> Tensor:
         """The target y for one view of o': the action from the online actor, the value from the target networks."""
@@ -295,6 +306,13 @@ class SACModule(Acting):
         """The objectives, by their type."""
         return [objective for objective in self.objectives if isinstance(objective, Objective)]
 
+    def compile_networks(self) -> None:
+        """Compile all networks but the objectives' in place, if `torch_compile` names a backend."""
+        networks = [self.trunk, self.critic_projection, self.critic, self.actor_projection, self.actor]
+        networks += [self.target_trunk, self.target_projection, self.target_critic]
+        for network in networks if self.torch_compile is not None else ():
+            network.compile(backend=self.torch_compile, dynamic=False)
+
     def _optimizers(self) -> list[Any]:
         """The optimizers; all but the first unwrapped, so that Lightning's global_step counts critic updates."""
         first, *rest = self.optimizers()  # type: ignore[misc, attr-defined]
@@ -324,13 +342,16 @@ class SACModule(Acting):
             logger.log_metrics(numbers, step=self.counters.env_steps)
 
     def setup(self, stage: str) -> None:
-        """Share the run's clock and check that batch and warm-up fit together."""
+        """Share the run's clock; compile the networks if asked to."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "counters"):
             self.counters = data.counters
+        if stage == "fit":
+            self.compile_networks()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the environment's shapes and the processes' generators to the checkpoint."""
+        self.finite.settle()
         checkpoint["covr_spec"] = self.spec.as_dict()
         checkpoint["covr_generators"] = processes.gather_on_first(self.generator.get_state())
 

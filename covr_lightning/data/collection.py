@@ -85,6 +85,8 @@ class OneCollector(Collection):
             envs = [factory.make(seed + number) for number in numbers]
         else:
             envs = [EnvProcess(factory, seed + number, number, self.env_processes) for number in numbers]
+        for env in envs:
+            env.times = policy.times
         self._envs = EnvBatch(envs, first=numbers.start)
         self._policy = policy
 

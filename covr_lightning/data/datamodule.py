@@ -74,6 +74,8 @@ class ExperienceData(L.LightningDataModule):
         collection: How they are run; by default by one collector in this process.
         updates_per_agent_step: Updates per agent step of any environment; the paper's is 1. Less makes many
             environments cheaper, and learns less from each step.
+        replay_device: Where D lives: in the ``"cpu"``'s memory, or on the ``"agent"``'s device (3.2 GB for 100,000
+            transitions of 100×100), where batches then need no transfer.
         seed: Seed of environments, exploration and sampling. The evaluation environment has seeds of its own.
     """
 
@@ -96,10 +98,13 @@ class ExperienceData(L.LightningDataModule):
         num_envs: int = 1,
         collection: Collection | None = None,
         updates_per_agent_step: float = 1.0,
+        replay_device: Literal["cpu", "agent"] = "cpu",
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_lengths(locals(), env.spec)
+        if replay_device not in ("cpu", "agent"):
+            raise ConfigError(f"data.replay_device is {replay_device!r}; it can be 'cpu' or 'agent'.")
         self.env_factory = env
         self.vlm = vlm
         self.max_env_steps = max_env_steps
@@ -117,6 +122,7 @@ class ExperienceData(L.LightningDataModule):
         self.num_envs = num_envs
         self.collection = collection or OneCollector()
         self.updates_per_agent_step = updates_per_agent_step
+        self.replay_device = replay_device
         self.seed = seed
 
         self.counters = Counters()
@@ -187,7 +193,11 @@ class ExperienceData(L.LightningDataModule):
                 raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
             self.vlm.load(self.spec)
         replay = TensorDictReplayBuffer(
-            storage=FrameStackStorage(self.replay_capacity // workers, self.spec.frame_stack),
+            storage=FrameStackStorage(
+                self.replay_capacity // workers,
+                self.spec.frame_stack,
+                device=self._trainer.strategy.root_device if self.replay_device == "agent" else "cpu",
+            ),
             sampler=self.sampler or RandomSampler(),
             batch_size=self.batch_size // workers,
             generator=torch.Generator().manual_seed(own_seed),
@@ -210,11 +220,11 @@ class ExperienceData(L.LightningDataModule):
             )  # fmt: skip
         self.experience = Experience(
             replay, sequences, labels, ReplayParts(Path(folder) / "replay"), self.env_numbers, self.counters,
-            model.prior, model.finite, self.listeners,
+            model.prior, model.finite, self.listeners, model.times,
         )  # fmt: skip
         self.policy = ExplorationPolicy(
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
-            self.label_every_agent_steps, self.all_envs, own_seed,
+            self.label_every_agent_steps, self.all_envs, own_seed, model.times,
         )  # fmt: skip
         state, env_seed = self._restored, self.seed
         deals = state is not None and "processes" in state and not self._continues(state)
@@ -282,7 +292,10 @@ class ExperienceData(L.LightningDataModule):
             yield TensorDict({}, [])
         while self.counters.env_steps < self.max_env_steps:
             with processes.failing_together():
-                agent_steps = self._store(next(batches))
+                with self._model.times("environment"):
+                    collected = next(batches)
+                with self._model.times("store"):
+                    agent_steps = self._store(collected)
             self.env_steps_completed = 0
             while self._updates_owed >= 2:
                 self._updates_owed -= 1
@@ -295,7 +308,8 @@ class ExperienceData(L.LightningDataModule):
                 yield TensorDict({}, [])
 
     def _sample(self) -> TensorDictBase:
-        return self._experience.sample(min(1.0, self.counters.env_steps / self.max_env_steps))
+        with self._model.times("sample"):
+            return self._experience.sample(min(1.0, self.counters.env_steps / self.max_env_steps))
 
     def _store(self, collected: TensorDictBase) -> int:
         """Write collected transitions (M,) into D, advance the clock, and tell who listens.

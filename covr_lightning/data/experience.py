@@ -19,6 +19,7 @@ from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.data.resharding import deal_out
 from covr_lightning.data.samplers import RunSampler
 from covr_lightning.data.sequences import SequenceSampler
+from covr_lightning.step_times import StepTimes
 
 #: Told of each transition: the number of its environment, and the transition; None where the episode is cut.
 Listener = Callable[[int, TensorDictBase | None], None]
@@ -37,6 +38,7 @@ class Experience:
         prior: Says whether answers of the VLM are wanted.
         finite: What becomes of a reward that is not finite.
         listeners: Called with every transition, in order.
+        times: Where the time goes.
 
     Attributes:
         last_training_return: Return of the newest finished episode.
@@ -53,6 +55,7 @@ class Experience:
         prior: Prior,
         finite: FiniteGuard,
         listeners: list[Listener],
+        times: StepTimes,
     ) -> None:
         self.replay = replay
         self.sequences = sequences
@@ -64,6 +67,7 @@ class Experience:
         self._prior = prior
         self._finite = finite
         self._listeners = listeners
+        self._times = times
         self._returns = [0.0] * len(env_numbers)  # so far, of each environment's running episode
         self._steps = [0] * len(env_numbers)  # agent steps of each environment
 
@@ -99,7 +103,8 @@ class Experience:
             env = int(transition["env"])
             own = env - self._env_numbers.start
             if wants_labels and self.labels is not None:
-                self.labels.offer(row_id, self._steps[own])
+                with self._times("label"):
+                    self.labels.offer(row_id, self._steps[own])
             self._steps[own] += 1
             for listener in self._listeners:
                 listener(env, transition)

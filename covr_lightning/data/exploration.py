@@ -11,6 +11,7 @@ from torch import Tensor
 
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
+from covr_lightning.step_times import StepTimes
 
 
 class Actor(Protocol):
@@ -41,6 +42,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         hold_agent_steps: Agent steps of an environment between two questions.
         envs: Environments of the whole run, over all its processes.
         seed: Seed of the noise.
+        times: Where its seconds are added up, and those of the environments that it acts in.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         hold_agent_steps: int = 10,
         envs: int = 1,
         seed: int = 0,
+        times: StepTimes | None = None,
     ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = ["pixels"], ["action"]
@@ -66,6 +69,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         self.labeller = labeller
         self.hold_agent_steps = hold_agent_steps
         self.envs = envs
+        self.times = times or StepTimes()
         self.noise = torch.Generator().manual_seed(seed)  # uniform actions, on the CPU
         self._seed = seed
         self._actor_noise_state: Tensor | None = None
@@ -74,13 +78,14 @@ class ExplorationPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``action`` (N, A) for ``pixels`` (N, 3·k, H, W) and ``previous_action`` (N, A)."""
-        if self.counters.agent_steps < self.warmup_agent_steps:
-            action = self._warmup_action(tensordict["pixels"])
-        else:
-            actor = self._actor[0]
-            device = getattr(actor, "device", torch.device("cpu"))
-            noise, before = self._noise_on(device), tensordict.get("previous_action", None)
-            action = actor.act(tensordict["pixels"], generator=noise, previous_action=before).cpu()
+        with self.times("act"):
+            if self.counters.agent_steps < self.warmup_agent_steps:
+                action = self._warmup_action(tensordict["pixels"])
+            else:
+                actor = self._actor[0]
+                device = getattr(actor, "device", torch.device("cpu"))
+                noise, before = self._noise_on(device), tensordict.get("previous_action", None)
+                action = actor.act(tensordict["pixels"], generator=noise, previous_action=before).cpu()
         return tensordict.set("action", action)
 
     def _noise_on(self, device: torch.device) -> torch.Generator:

@@ -140,6 +140,8 @@ class FrameStackStorage(LazyTensorStorage):
         rows["frames"] = numbers
         rows["row_id"] = self._rows_written + torch.arange(n)
         rows["previous_row"], rows["episode_row"] = before.unbind(1)
+        if self.device.type != "cpu":
+            rows = rows.to(self.device)
         super().set(cursor, rows[0] if single else rows, set_cursor=set_cursor)
         self._rows_written += n
         self._written, self._open = written, episodes
@@ -256,7 +258,7 @@ class FrameStackStorage(LazyTensorStorage):
             Positions (N,), and which of them still hold that row (N,) bool.
         """
         position = row_id % self.max_size
-        return position, self._storage["row_id"][position] == row_id
+        return position, self._storage["row_id"][position].cpu() == row_id
 
     def column(self, key: str | tuple[str, ...]) -> torch.Tensor:
         """One entry of every row, by position (N, …); a view, not to be written to.
@@ -275,7 +277,7 @@ class FrameStackStorage(LazyTensorStorage):
             value: (N, …).
         """
         column = self._storage[tuple(key.split("/"))]
-        column[index] = value.to(column.dtype)
+        column[index] = value.to(column)
         self._labelled_at[index.cpu()] = self.saves
         self._label_keys.add(key)
 
@@ -386,7 +388,7 @@ class FrameStackStorage(LazyTensorStorage):
             raise ValueError(f"The replay that was saved lacks some of its rows {oldest} to {self._rows_written - 1}.")
         if length:
             restored = TensorDict({tuple(key.split("/")): value for key, value in rows.items()}, [length])
-            super().set(range(length), restored)
+            super().set(range(length), restored.to(self.device))
 
     def _put_frames(self, part: ReplaySlice) -> None:
         if self._frames is None:

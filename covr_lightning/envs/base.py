@@ -13,6 +13,8 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from covr_lightning.step_times import StepTimes
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -97,6 +99,8 @@ class PixelEnv(EnvBase, ABC):
 
     def __init__(self, spec: EnvSpec, seed: int) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([]))
+        #: Where the seconds of rendering are added up; a run puts its own here.
+        self.times = StepTimes()
         self.env_spec = spec
         self._stack: deque[torch.Tensor] = deque(maxlen=spec.frame_stack)
         self._drawn_from: dict[str, Any] = {}  # random state before the running episode's reset

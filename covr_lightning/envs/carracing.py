@@ -133,7 +133,8 @@ class CarRacingEnv(PixelEnv):
         return self._render(), reward, terminated, truncated
 
     def _render(self) -> np.ndarray:
-        frame = self._env.render()
+        with self.times("render"):
+            frame = self._env.render()
         if self.env_spec.frame_height == NATIVE_SIZE:
             return frame
         size = (self.env_spec.frame_width, self.env_spec.frame_height)

@@ -93,3 +93,37 @@ def test_a_bad_gradient_never_reaches_the_weights(
         assert all(torch.equal(a, b) for a, b in zip(before, module.critic.parameters(), strict=True))
     assert module.finite.skipped == (policy == "skip")
     assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def steps(guard: FiniteGuard, bad_at: int | None, where: str, on_device: bool) -> torch.Tensor:
+    """Four steps of a fused Adam, of which one has a bad loss or gradient; the weights afterwards."""
+    weight = torch.ones(3, requires_grad=True)
+    optimizer, clock = torch.optim.Adam([weight], lr=0.1, fused=True), Counters()
+    for step in range(4):
+        weight.grad, loss = torch.tensor([1.0, -2.0, float(step)]), torch.tensor(1.0)
+        if step == bad_at:
+            (weight.grad[:1] if where == "gradient" else loss).fill_(math.nan)
+        take = guard.step_on_device if on_device else guard.step
+        take(optimizer, "loss", clock, loss, [weight])
+        clock.grad_steps += 1
+    return weight.detach()
+
+
+@pytest.mark.parametrize(("bad_at", "where"), [(None, "loss"), (1, "loss"), (1, "gradient")])
+def test_a_device_that_decides_by_itself_makes_the_same_steps(bad_at: int | None, where: str) -> None:
+    at_once, later = FiniteGuard("skip"), FiniteGuard("skip")
+    assert torch.equal(steps(later, bad_at, where, on_device=True), steps(at_once, bad_at, where, on_device=False))
+    assert later.skipped == 0  # not known yet
+    later.settle()
+    assert later.skipped == at_once.skipped == (bad_at is not None)
+
+
+def test_a_run_that_is_to_stop_hears_of_it_later_with_the_step_that_it_was() -> None:
+    guard, unasked = FiniteGuard("stop"), FiniteGuard("stop")
+    steps(guard, 2, "gradient", on_device=True)
+    with pytest.raises(NonFiniteError, match=r"The gradient of the loss is not finite .*\(gradient step 3\)"):
+        guard.settle()
+    steps(unasked, 2, "gradient", on_device=True)
+    steps(unasked, None, "gradient", on_device=True)
+    with pytest.raises(NonFiniteError, match=r"\(gradient step 3\)"):  # without being asked, eight steps after it
+        steps(unasked, None, "gradient", on_device=True)

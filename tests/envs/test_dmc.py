@@ -37,6 +37,8 @@ def test_every_task_has_its_shapes_and_a_prompt_of_its_size(task: str) -> None:
     assert pixels.shape == (9, 32, 32)
     assert pixels.dtype == torch.uint8
     assert pixels[-3:].float().std() > 1
+    frame = e._env.physics.render(32, 32, camera_id=0, render_flag_overrides={"shadow": False, "reflection": False})
+    assert torch.equal(pixels[-3:], torch.from_numpy(frame.copy()).permute(2, 0, 1))  # one camera for all pictures
 
 
 def test_specs_are_torchrls() -> None:

@@ -129,7 +129,7 @@ class DrivingEnv(PixelEnv):
         self.progress = Progress()
         self._distance = self._collision = 0.0
         self._lane_invasions = 0
-        self._frame = self.simulator.frame()
+        self._frame = self._picture()
         return self._frame
 
     def simulator_step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
@@ -148,7 +148,7 @@ class DrivingEnv(PixelEnv):
                 self.progress = advance(self.progress, tick, self.scenario.rules)
                 if self.progress.ended:
                     break
-            self._frame = self.simulator.frame()
+            self._frame = self._picture()
         except SimulatorLost as error:
             if not isinstance(error, SimulatorTaken):
                 self.lost_episodes += 1
@@ -159,6 +159,10 @@ class DrivingEnv(PixelEnv):
         finally:
             self._distance += distance
         return self._frame, self._over_repeats(rewards), self.progress.terminated, self.progress.truncated
+
+    def _picture(self) -> np.ndarray:
+        with self.times("render"):
+            return self.simulator.frame()
 
     def _over_repeats(self, rewards: list[float]) -> float:
         if not rewards:

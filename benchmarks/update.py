@@ -1,0 +1,294 @@
+"""One pixel-SAC update against RAD's published code and against what the processor can do.
+
+    python -m benchmarks.update --rad FOLDER        # FOLDER: a checkout of github.com/MishaLaskin/rad
+    python -m benchmarks.update                     # without RAD
+    python -m benchmarks.update --device cuda       # on a GPU: updates a second, and the share of time it computes
+
+RAD's setting with a crop: frames of 100×100 from a replay, cropped to 84×84×9, 32 filters, hidden 1024, actor and
+targets at every second update. A time is half of that of a pair of updates (one with and one without the actor),
+sampling and cropping included: the least of all pairs, as other work on the machine can only add to it, and the median.
+Processor time is that of all threads together, and the better measure where other work takes the cores; a thread that
+waits actively, as OpenMP's do by default, is counted as well.
+
+Each row is a process of its own: ``ours`` with the settings that ``covr`` gives it, ``RAD`` with those that ``python
+train.py`` gives it, and for comparison both the other way. The processes take turns, so that other work on the machine
+meets them all.
+
+The floor is the arithmetic alone: operations counted by PyTorch's FlopCounterMode in an update, divided by what the
+same processor does in the update's largest convolution (at the best of three batch sizes) and largest matrix product,
+measured in the same run. Nothing that computes the same numbers in float32 by these kernels can be faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SIZE, CROP, STACK, FILTERS, HIDDEN, ACTIONS = 100, 84, 3, 32, 1024, 1
+ROWS = 1000
+#: What ``covr`` sets before PyTorch is imported (:mod:`covr_lightning.cli`).
+WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def ours(batch: int, device: str = "cpu", torch_compile: str | None = None, replay_device: str = "cpu") -> Any:
+    """The agent, and a function that samples and makes one update."""
+    import torch
+    from tensordict import TensorDict
+    from torchrl.data import RandomSampler, TensorDictReplayBuffer
+
+    from covr_lightning.agent import RandomCrop, SACModule
+    from covr_lightning.data.frame_storage import FrameStackStorage
+    from covr_lightning.envs import EnvSpec
+
+    torch.manual_seed(0)
+    spec = EnvSpec("cartpole-swingup", SIZE, SIZE, STACK, ACTIONS, 8, 1000)
+    agent = SACModule(spec, augmentation=RandomCrop(CROP), hidden=HIDDEN, torch_compile=torch_compile).to(device)
+    optimizers = agent.configure_optimizers()
+    agent.optimizers = lambda *args, **kwargs: optimizers  # type: ignore[method-assign]
+    agent.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    agent.compile_networks()
+    replay = TensorDictReplayBuffer(
+        storage=FrameStackStorage(ROWS, STACK, device=replay_device),
+        sampler=RandomSampler(),
+        batch_size=batch,
+        generator=torch.Generator().manual_seed(0),
+    )
+    g = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (ROWS + STACK, 3, SIZE, SIZE), dtype=torch.uint8, generator=g)
+    for first in range(0, ROWS, 250):  # an episode each
+        stacks = torch.stack([frames[i : i + STACK].flatten(0, 1) for i in range(first, first + 251)])
+        flag = torch.zeros(250, 1, dtype=torch.bool)
+        done = flag.clone()
+        done[-1] = True
+        replay.extend(
+            TensorDict(
+                {
+                    "pixels": stacks[:-1], "action": torch.rand(250, ACTIONS, generator=g) * 2 - 1,
+                    "a_v": torch.zeros(250, ACTIONS), "a_v_valid": flag,
+                    "next": {"pixels": stacks[1:], "reward": torch.rand(250, 1, generator=g), "done": done,
+                             "terminated": flag, "truncated": done},
+                },
+                [250],
+            )
+        )  # fmt: skip
+
+    def update() -> None:
+        agent.training_step(replay.sample().to(device))
+
+    return agent, update
+
+
+def rad(checkout: Path, batch: int) -> Callable[[], None]:
+    """RAD's sampling and update, as its ``train.py`` sets them up for cartpole with crops."""
+    import numpy as np
+    import torch
+
+    # Imported there, used by its environments and by an augmentation that is not in use here.
+    gym, skimage, util = types.ModuleType("gym"), types.ModuleType("skimage"), types.ModuleType("skimage.util")
+    shape = types.ModuleType("skimage.util.shape")
+    gym.Wrapper, shape.view_as_windows = object, None  # type: ignore[attr-defined]
+    plots, pyplot = types.ModuleType("matplotlib"), types.ModuleType("matplotlib.pyplot")
+    sys.modules |= {"gym": gym, "skimage": skimage, "skimage.util": util, "skimage.util.shape": shape}
+    sys.modules |= {"matplotlib": plots, "matplotlib.pyplot": pyplot}
+    sys.path.insert(0, str(checkout))
+    import curl_sac
+    import utils
+
+    np.random.seed(0)  # noqa: NPY002 (what it draws from)
+    torch.manual_seed(0)
+    device, quiet = torch.device("cpu"), types.SimpleNamespace(log=lambda *args: None)
+    agent = curl_sac.RadSacAgent(
+        (3 * STACK, CROP, CROP), (ACTIONS,), device, hidden_dim=HIDDEN, init_temperature=0.1, alpha_lr=1e-4,
+        alpha_beta=0.5, critic_tau=0.01, encoder_tau=0.05, num_filters=FILTERS, log_interval=10**9, data_augs="crop",
+    )  # fmt: skip
+    replay = utils.ReplayBuffer((3 * STACK, SIZE, SIZE), (ACTIONS,), ROWS, batch, device, image_size=CROP)
+    g = np.random.default_rng(0)
+    frames = g.integers(0, 256, (ROWS + STACK + 1, 3, SIZE, SIZE), dtype=np.uint8)
+    for i in range(ROWS):
+        o, o_next = frames[i : i + STACK].reshape(-1, SIZE, SIZE), frames[i + 1 : i + 1 + STACK].reshape(-1, SIZE, SIZE)
+        replay.add(o, g.uniform(-1, 1, ACTIONS), g.random(), o_next, False)
+    steps = iter(range(1, 10**9))  # 0 would log histograms
+
+    return lambda: agent.update(replay, quiet, next(steps))
+
+
+def floor(batch: int) -> dict[str, float]:
+    """FLOP of an update, and the processor seconds that they take at the speed of its largest operations."""
+    import torch
+    from torch.nn.functional import conv2d
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def speed(call: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        seconds = []
+        begun = time.perf_counter()
+        while len(seconds) < 5 or time.perf_counter() - begun < 1.5:
+            start = time.process_time()
+            call()
+            seconds.append(time.process_time() - start)
+        return counter.get_total_flops() / min(seconds)
+
+    with torch.no_grad():
+        weight = torch.randn(FILTERS, FILTERS, 3, 3).contiguous(memory_format=torch.channels_last)
+        side = (CROP - 3) // 2 + 1
+        images = [
+            torch.randn(n, FILTERS, side, side).contiguous(memory_format=torch.channels_last) for n in (8, 32, 128)
+        ]
+        convolution = max(speed(lambda x=x: conv2d(x, weight)) for x in images)
+        a, b = torch.randn(max(batch, 512), HIDDEN), torch.randn(HIDDEN, HIDDEN)
+        product = speed(lambda: a @ b)
+    _, update = ours(batch)
+    update()
+    flops = {"convolution": 0, "product": 0}
+    with FlopCounterMode(display=False) as counter:
+        update()
+        update()
+    for operation, count in counter.get_flop_counts()["Global"].items():
+        flops["convolution" if "convolution" in str(operation) else "product"] += count / 2
+    seconds = flops["convolution"] / convolution + flops["product"] / product
+    return {
+        "seconds": seconds, "gflop": sum(flops.values()) / 1e9,
+        "convolution_gflops": convolution / 1e9, "product_gflops": product / 1e9,
+    }  # fmt: skip
+
+
+def pairs(update: Callable[[], None], seconds: float) -> list[tuple[float, float]]:
+    """Wall and processor seconds an update, from pairs of updates after one pair to warm up."""
+    update()
+    update()
+    measured: list[tuple[float, float]] = []
+    begun = time.perf_counter()
+    while not measured or time.perf_counter() - begun < seconds:
+        start = time.perf_counter(), time.process_time()
+        update()
+        update()
+        measured.append(((time.perf_counter() - start[0]) / 2, (time.process_time() - start[1]) / 2))
+    return measured
+
+
+def child(job: dict[str, Any]) -> Any:
+    """One row, in a process of its own."""
+    if job["kept"]:
+        from covr_lightning.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    if job["what"] == "floor":
+        return floor(job["batch"])
+    update = rad(Path(job["rad"]), job["batch"]) if job["what"] == "RAD" else ours(job["batch"])[1]
+    return pairs(update, job["seconds"])
+
+
+def in_a_process(job: dict[str, Any]) -> Any:
+    """Run :func:`child` in a new process with the settings that the job names."""
+    own = ("OMP_WAIT_POLICY", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "MKL_", "KMP_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    environment |= WAIT_POLICY if job["passive"] else {}
+    command = [sys.executable, "-m", "benchmarks.update", "--child", json.dumps(job)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def on_cpu(arguments: argparse.Namespace) -> None:
+    """Print the table of a CPU."""
+    rows = {"ours, as covr runs it": ("ours", True, True), "ours, plain process": ("ours", False, False)}
+    if arguments.rad:
+        rows |= {"RAD, as it runs": ("RAD", False, False), "RAD, settings of covr": ("RAD", True, True)}
+    names = ["batch", "what", "wall ms: least (median)", "processor ms: least", "wall / RAD's", "processor / RAD's"]
+    names += ["floor / processor"]
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+    for batch in arguments.batch:
+        job = {"batch": batch, "rad": str(arguments.rad), "seconds": arguments.seconds}
+        bound = in_a_process(job | {"what": "floor", "kept": True, "passive": True})
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
+        for _ in range(arguments.turns):
+            for name, (what, kept, passive) in rows.items():
+                measured[name] += in_a_process(job | {"what": what, "kept": kept, "passive": passive})
+        least = {name: [min(column) for column in zip(*values, strict=True)] for name, values in measured.items()}
+        rad_wall, rad_processor = least.get("RAD, as it runs", [float("nan")] * 2)
+        for name, values in measured.items():
+            middle, (wall, processor) = statistics.median(value[0] for value in values), least[name]
+            print(
+                f"| {batch} | {name} | {1000 * wall:.0f} ({1000 * middle:.0f}) | {1000 * processor:.0f} | "
+                f"{wall / rad_wall:.2f} | {processor / rad_processor:.2f} | {bound['seconds'] / processor:.0%} |",
+                flush=True,
+            )
+        print(
+            f"| {batch} | the floor: {bound['gflop']:.0f} GFLOP at {bound['convolution_gflops']:.0f} (convolution) and "
+            f"{bound['product_gflops']:.0f} (product) GFLOP a processor second | | {1000 * bound['seconds']:.0f} | | "
+            f"{bound['seconds'] / rad_processor:.2f} | |",
+            flush=True,
+        )
+
+
+def on_gpu(arguments: argparse.Namespace) -> None:
+    """Print the table of a GPU: updates a second, and the share of the time in which a kernel runs."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    device = torch.device(arguments.device)
+    print("| batch | precision | torch.compile | replay | updates a second | the GPU computes |")
+    print("|---|---|---|---|---|---|")
+    for batch in arguments.batch:
+        for bf16, compiled, where in (
+            (False, None, "cpu"), (False, None, arguments.device), (True, None, arguments.device),
+            (True, "inductor", arguments.device),
+        ):  # fmt: skip
+            _, update = ours(batch, arguments.device, compiled, where)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                for _ in range(10):
+                    update()
+                torch.cuda.synchronize(device)
+                start, done = time.perf_counter(), 0
+                while time.perf_counter() - start < arguments.seconds:
+                    update()
+                    done += 1
+                torch.cuda.synchronize(device)
+                passed = time.perf_counter() - start
+                with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                    begun = time.perf_counter()
+                    for _ in range(10):
+                        update()
+                    torch.cuda.synchronize(device)
+                    profiled = time.perf_counter() - begun
+            computing = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / profiled
+            precision = "bf16" if bf16 else "float32"
+            print(
+                f"| {batch} | {precision} | {compiled} | {where} | {done / passed:.0f} | {computing:.0%} |", flush=True
+            )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rad", type=Path, help="a checkout of github.com/MishaLaskin/rad")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--seconds", type=float, default=4.0, help="measured seconds of a process")
+    parser.add_argument("--turns", type=int, default=2, help="processes of each row")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(json.loads(arguments.child))))
+        return
+    print(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    if arguments.device == "cpu":
+        on_cpu(arguments)
+    else:
+        on_gpu(arguments)
+
+
+if __name__ == "__main__":
+    main()

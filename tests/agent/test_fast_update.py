@@ -1,0 +1,91 @@
+"""What makes the update fast leaves it what it is: parts of a batch, compiled networks, bfloat16, nothing read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from covr_lightning.agent import ConstantPrior, RandomCrop, SACModule
+from covr_lightning.agent.encoders import CPU_IMAGES, ConvTrunk
+from covr_lightning.agent.finite import FiniteGuard
+from covr_lightning.envs import EnvSpec
+from covr_lightning.errors import ConfigError
+from tests.agent.small_agents import SPEC, agent, batch, parameters, same
+from tests.short_runs import fit
+
+
+def test_parts_of_a_batch_give_the_whole_batchs_features_and_gradients() -> None:
+    torch.manual_seed(0)
+    trunk = ConvTrunk()
+    trunk.build(9, (20, 20), 4, (2, 1))
+    images = torch.randint(0, 256, (2 * CPU_IMAGES + 3, 9, 20, 20), dtype=torch.uint8)
+    weights = torch.randn(len(images), trunk.features)
+    gradients = []
+    for features in (trunk(images), trunk.layers(images.float() / 255).flatten(1)):
+        trunk.zero_grad()
+        (features * weights).sum().backward()
+        gradients.append([features.detach(), *(p.grad.clone() for p in trunk.parameters())])
+    for in_parts, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-4)
+    assert trunk(images[:0]).shape == (0, trunk.features)
+
+
+def test_compiled_networks_make_the_same_updates() -> None:
+    plain, compiled = agent(), agent(torch_compile="eager")  # traced, and run as it is
+    compiled.compile_networks()
+    for update in range(4):
+        for module in (plain, compiled):
+            module.training_step(batch(seed=update))
+    assert compiled.trunk._compiled_call_impl is not None
+    assert same(parameters(plain), parameters(compiled))
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.torch_compile is 'fast'; it can be null or one of .*inductor"):
+        SACModule(SPEC, torch_compile="fast")
+
+
+def test_in_bfloat16_the_losses_and_the_policys_density_are_still_float32() -> None:
+    plain, half = agent(), agent()
+    for update in range(4):
+        plain.training_step(batch(32, seed=update))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert half.trunk(batch()["pixels"]).dtype == torch.bfloat16
+            assert {v.dtype for v in half.actor.sample(torch.zeros(2, 8))} == {torch.float32}
+            assert {v.dtype for v in half.critic(torch.zeros(2, 8), torch.zeros(2, 2))} == {torch.float32}
+            half.training_step(batch(32, seed=update))
+    a, b = parameters(plain), parameters(half)
+    assert not same(a, b)
+    assert all(torch.isfinite(value).all() for value in b.values())
+    # Adam moves each weight by about its learning rate a step; bfloat16 keeps 8 bits of a gradient.
+    assert all((a[name] - b[name]).abs().max() <= 2 * 4 * 1e-3 for name in a)
+
+
+def test_crops_are_drawn_on_the_generators_device_and_stay_there() -> None:
+    images = torch.zeros(4, 9, 20, 20, dtype=torch.uint8, device="meta")  # a device whose values nobody can read
+    assert RandomCrop(16)(images, torch.Generator().manual_seed(0)).device.type == "meta"
+
+
+def test_an_update_reads_nothing_back_from_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device nothing has a value, so whatever waited for one would fail."""
+    spec, guard = EnvSpec("cartpole-swingup", 20, 20, 3, 2, 8, 1000), []
+    module = agent(spec, augmentation=RandomCrop(16), prior=ConstantPrior(1.0)).to("meta")
+    optimizers = [SGD(group["params"]) for o in module.configure_optimizers() for group in o.param_groups]
+    module.optimizers = lambda *a, **k: optimizers  # type: ignore[method-assign]
+    monkeypatch.setattr(SACModule, "generator", None)  # there are none of this device
+    # What goes to the host there does so on its own time; it is tested in test_finite.py.
+    monkeypatch.setattr(FiniteGuard, "step_on_device", lambda self, optimizer, name, *a: guard.append(name))
+    for update in range(2):
+        module.training_step(batch(seed=update).to("meta"))
+    assert guard == ["critics' loss", "critics' loss", "actor's loss", "temperature's loss"]
+
+
+def test_a_run_with_all_of_it(untrained_vlm: Path, tmp_path: Path) -> None:
+    settings = ["--trainer.precision", "bf16-mixed", "--model.torch_compile", "eager", "--data.replay_device", "agent"]
+    assert fit(tmp_path, untrained_vlm, *settings, "--data.max_env_steps", "3000") == 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert all("_orig_mod" not in name and torch.isfinite(value).all() for name, value in saved.items())
