@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
+
+import torch
 
 from covr_lightning.cli import main
 
@@ -57,3 +62,28 @@ trainer:
 """
     )
     return ["--config", str(path), "--name", "run"]
+
+
+def env_steps_saved(checkpoint: Path) -> int:
+    """Environment steps at which it was saved; −1 without one."""
+    if not checkpoint.exists():
+        return -1
+    return torch.load(checkpoint, weights_only=True)["ExperienceData"]["counters"]["env_steps"]
+
+
+def kill_after(process: subprocess.Popen[bytes], checkpoint: Path, env_steps: int, seconds: float) -> None:
+    """Kill −9 a run, `seconds` after it has saved at `env_steps` or later, and in any case something new.
+
+    The moment hangs on what the run has done, not on how fast it goes, so the run cannot be over before.
+    """
+    needed, seen = max(env_steps, env_steps_saved(checkpoint) + 1), 0
+    while True:
+        written = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        if written != seen and env_steps_saved(checkpoint) >= needed:
+            break
+        seen = written
+        assert process.poll() is None, f"the run was over before it had saved at {needed} environment steps"
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run was over before it was killed"

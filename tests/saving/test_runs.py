@@ -6,10 +6,8 @@ import json
 import logging
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from covr_lightning.cli import main
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.saving.lock import only_run_in
+from tests.short_runs import env_steps_saved, kill_after
 
 # An agent step is 40 environment steps, an episode 25 agent steps; evaluations at 40, 1000 and 2000 environment steps.
 SETTINGS = """
@@ -67,10 +66,6 @@ def covr(tmp_path: Path) -> Callable[..., int]:
         return main([*command(tmp_path, name, options, runs), *more])
 
     return run
-
-
-def env_steps(path: Path) -> int:
-    return torch.load(path, weights_only=True)["ExperienceData"]["counters"]["env_steps"]
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -118,7 +113,7 @@ def test_what_is_kept(covr: Callable[..., int], tmp_path: Path) -> None:
     best = sorted(returns, key=lambda step: returns[step], reverse=True)[:2]
     assert {file.name for file in folder.iterdir()} == {"last.ckpt", *(f"best-env{step}.ckpt" for step in best)}
     for step in best:
-        assert env_steps(folder / f"best-env{step}.ckpt") == step
+        assert env_steps_saved(folder / f"best-env{step}.ckpt") == step
     named = {
         entry["name"]
         for path in folder.glob("*.ckpt")
@@ -135,10 +130,10 @@ def test_killed_between_evaluations(
     with killed_at(at):
         covr("fit", options)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert env_steps(last) == saved
+    assert env_steps_saved(last) == saved
     assert covr("fit", options, "--ckpt_path", "last") == 0
     end = summary(tmp_path / "run")
-    assert end["env_steps"] == env_steps(last) == 2000
+    assert end["env_steps"] == env_steps_saved(last) == 2000
     assert end["grad_steps"] == 50 - 20 + 1
     assert [point["env_steps"] for point in end["curve"]] == [40, 1000, 2000]
 
@@ -155,19 +150,15 @@ def test_killed_between_the_last_checkpoint_and_the_summary(covr: Callable[..., 
 def test_kill_9_again_and_again(covr: Callable[..., int], tmp_path: Path) -> None:
     options, moments = {"every_env_steps": 80}, random.Random(0)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    saved = [0]
-    while len(saved) < 4:
+    saved = []
+    for step in (80, 480, 880):  # of 2000; evaluations at 1000 and at the end
         fit = command(tmp_path, "fit", options) + (["--ckpt_path", "last"] if last.exists() else [])
         process = subprocess.Popen([sys.executable, "-m", "covr_lightning.cli", *fit], stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (last.exists() and env_steps(last) > saved[-1]):
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        saved.append(env_steps(last))
+        kill_after(process, last, step, moments.uniform(0, 0.2))
+        saved.append(env_steps_saved(last))
     assert saved == sorted(set(saved))
     assert covr("fit", options, "--ckpt_path", "last") == 0
-    assert env_steps(last) == 2000
+    assert env_steps_saved(last) == 2000
     assert summary(tmp_path / "run")["grad_steps"] == 50 - 20 + 1
     assert not list(tmp_path.rglob("*.part"))
 
@@ -191,7 +182,7 @@ def test_a_moved_run_goes_on_and_keeps_its_best(
     assert summary(folder)["env_steps"] == 2000
     returns = {point["env_steps"]: point["return"] for point in summary(folder)["curve"]}
     assert max(returns[40], returns[1000]) == pytest.approx(float(score))
-    assert env_steps(folder / "checkpoints" / "best.ckpt") == max(returns, key=lambda step: returns[step])
+    assert env_steps_saved(folder / "checkpoints" / "best.ckpt") == max(returns, key=lambda step: returns[step])
     assert not (tmp_path / "run").exists()
 
 
@@ -231,7 +222,7 @@ def test_damage_is_told_in_one_sentence(
     assert last.read_bytes() == whole  # a run that could not begin saves nothing
     assert covr("test", None, "--ckpt_path", str(last)) == 0
     assert covr("fit", None, "--ckpt_path", str(older)) == 0
-    assert env_steps(last) == 2000
+    assert env_steps_saved(last) == 2000
     with only_run_in(tmp_path / "run"):
         assert "Another run is writing to" in refused("fit", None, "--ckpt_path", "last")
 
@@ -266,7 +257,7 @@ def test_a_full_disk(
             free = shutil.disk_usage(small_disk).free
             filler.write_bytes(bytes(free - 60_000))  # room for logs, not for a part
         if data.counters.env_steps == 1640:
-            seen["last"] = env_steps(checkpoints / "last.ckpt")
+            seen["last"] = env_steps_saved(checkpoints / "last.ckpt")
             seen["unfinished"] = [str(file) for file in small_disk.rglob("*.part")]
             filler.unlink()
         return store(data, collected)
@@ -284,15 +275,15 @@ def test_a_full_disk(
     if on_save_error == "warn":
         assert status == 0
         assert seen == {"last": 1000, "unfinished": []}
-        assert summary(small_disk / "run")["env_steps"] == env_steps(checkpoints / "last.ckpt") == 2000
+        assert summary(small_disk / "run")["env_steps"] == env_steps_saved(checkpoints / "last.ckpt") == 2000
     else:
         assert status == 2
         assert "stops" in told[0]
-        assert env_steps(checkpoints / "last.ckpt") == 1000
+        assert env_steps_saved(checkpoints / "last.ckpt") == 1000
     monkeypatch.undo()
     filler.unlink(missing_ok=True)
     assert covr("fit", None, "--ckpt_path", "last", "--data.max_env_steps", "2400", runs=small_disk) == 0
-    assert env_steps(checkpoints / "last.ckpt") == 2400
+    assert env_steps_saved(checkpoints / "last.ckpt") == 2400
 
 
 @pytest.mark.parametrize(

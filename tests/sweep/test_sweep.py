@@ -205,7 +205,10 @@ def test_a_sweep_that_was_killed_and_run_again(folder: Path, capsys: pytest.Capt
 def test_ctrl_c_saves_and_the_sweep_goes_on(folder: Path) -> None:
     arguments = [sys.executable, "-m", "covr_lightning.cli", "sweep", "pair", "--seeds", "1"]
     last = folder / "runs" / "pair" / "small" / "seed_1" / "checkpoints" / "last.ckpt"
+    # A shell's background jobs ignore Ctrl-C, and so would the sweep if these tests are one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     sweep = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     while not last.exists():
         assert sweep.poll() is None
         time.sleep(0.01)
