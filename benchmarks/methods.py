@@ -82,7 +82,7 @@ def parts_of(cli: Built) -> list[type]:
     parts: list[Any] = [model.augmentation, model.views, model.trunk, model.actor, *model.objectives, model.prior]
     parts += [value for value in (getattr(model.views, "strong", None), cli.datamodule.sampler) if value is not None]
     kinds = [type(part) for part in parts if type(part) not in NULL]
-    for callback in cli.trainer.callbacks:
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ProgressiveFineTune) and not isinstance(callback.schedule, NeverSchedule):
             slots = (callback.schedule, callback.filter, callback.weight)
             kinds += [ProgressiveFineTune, *(type(slot) for slot in slots), VLMFineTuner]
