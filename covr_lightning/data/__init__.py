@@ -5,5 +5,15 @@ from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue
 from covr_lightning.data.return_sampler import ReturnSampler
+from covr_lightning.data.workers import AsyncWorkers, RayWorkers, SyncWorkers
 
-__all__ = ["ExperienceData", "ExplorationPolicy", "FrameStackStorage", "LabelQueue", "ReturnSampler"]
+__all__ = [
+    "AsyncWorkers",
+    "ExperienceData",
+    "ExplorationPolicy",
+    "FrameStackStorage",
+    "LabelQueue",
+    "RayWorkers",
+    "ReturnSampler",
+    "SyncWorkers",
+]
