@@ -25,9 +25,8 @@ class StopOnSignal(L.Callback):
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         if not data.env_steps_completed:
             return
-        stop_signals.agree()
         data.step_is_open = trainer.val_check_batch == 1
-        stop_signals.check()
+        stop_signals.check_together()
         data.step_is_open = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -25,7 +25,7 @@ _NEEDED = (
     "dm_control",
     "mujoco",
 )
-_OPTIONAL = ("bitsandbytes", "carla", "vllm")
+_OPTIONAL = ("bitsandbytes", "carla", "vllm", "ray")
 
 # Runs in a process of its own: a broken OpenGL library may end it.
 _RENDER = """

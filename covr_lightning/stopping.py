@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -82,10 +83,6 @@ class StopSignals:
         """Leave it."""
         self._at_once = False
 
-    def agree(self) -> None:
-        """Take a signal that came to any of the run's processes for one's own; all of them have to call this."""
-        self.requested = processes.largest(self.requested or 0) or None
-
     def check(self) -> None:
         """Stop if a signal came.
 
@@ -94,6 +91,25 @@ class StopSignals:
         """
         if self.requested is not None:
             raise RunStopped(self.requested)
+
+    def check_together(self) -> None:
+        """Stop if a signal came to any of the run's processes; all of them have to call this.
+
+        One that comes while this waits for the others counts the next time: they do not know of it yet.
+
+        Raises:
+            RunStopped: One did.
+        """
+        signum = processes.largest(self.requested or 0)
+        if signum:
+            self.requested = signum
+            raise RunStopped(signum)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but not any longer once a signal came, so that the step in which something waits can end."""
+        end = time.monotonic() + seconds
+        while self.requested is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested is not None and signum == signal.SIGINT:

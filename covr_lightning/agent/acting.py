@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import lightning as L
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,14 @@ class Acting(L.LightningModule):
         if deterministic:
             return torch.tanh(self.actor(z, a_prev)[0])
         return self.actor.sample(z, generator, a_prev)[0]
+
+    def actor_alone(self) -> Acting:
+        """A copy, on the CPU and without gradients, of what :meth:`act` needs and nothing else."""
+        copied = Acting()
+        copied.spec, copied.seed = self.spec, self.seed
+        for name in ("augmentation", "trunk", "actor_projection", "actor"):
+            setattr(copied, name, copy.deepcopy(getattr(self, name)))
+        return copied.cpu().requires_grad_(False)
 
     def _features(self, pixels: Tensor) -> Tensor:
         return self.trunk(self.augmentation.centre(pixels.to(self.device)))

@@ -7,13 +7,17 @@ from covr_lightning.data.labels import LabelQueue
 from covr_lightning.data.proportional_sampler import ProportionalSampler
 from covr_lightning.data.recent_sampler import EmphasizingRecentSampler
 from covr_lightning.data.return_sampler import ReturnSampler
+from covr_lightning.data.workers import AsyncWorkers, RayWorkers, SyncWorkers
 
 __all__ = [
+    "AsyncWorkers",
     "EmphasizingRecentSampler",
     "ExperienceData",
     "ExplorationPolicy",
     "FrameStackStorage",
     "LabelQueue",
     "ProportionalSampler",
+    "RayWorkers",
     "ReturnSampler",
+    "SyncWorkers",
 ]

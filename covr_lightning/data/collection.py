@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 
 from covr_lightning.data.exploration import ExplorationPolicy
-from covr_lightning.envs.base import EnvFactory
+from covr_lightning.envs.base import EnvFactory, PixelEnv
 from covr_lightning.envs.batch import EnvBatch
 from covr_lightning.envs.process import EnvProcess, EnvProcesses
 
@@ -24,11 +24,9 @@ class Collection(ABC):
 
     Attributes:
         resumes_exactly: Whether a run that is stopped and resumed ends as one that was not.
-        steps_at_once: Agent steps of each environment in an item of :meth:`batches`.
     """
 
     resumes_exactly = True
-    steps_at_once = 1
 
     @abstractmethod
     def open(self, factory: EnvFactory, policy: ExplorationPolicy, numbers: range, seed: int) -> None:
@@ -42,8 +40,12 @@ class Collection(ABC):
         """
 
     @abstractmethod
+    def agent_steps_of_an_item(self, envs: int) -> int:
+        """M, the agent steps in an item of :meth:`batches`, of this number of environments."""
+
+    @abstractmethod
     def batches(self) -> Iterator[TensorDictBase]:
-        """Begin to collect; each item is `steps_at_once` agent steps of every environment, flat (M,), endlessly.
+        """Begin to collect; each item is M agent steps, flat (M,), endlessly.
 
         Each environment's transitions are in order. An item may be overwritten by the next one.
         """
@@ -66,6 +68,20 @@ class Collection(ABC):
         """Close the environments."""
 
 
+def make_envs(factory: EnvFactory, numbers: range, seed: int, settings: EnvProcesses | None) -> list[PixelEnv]:
+    """Build environments, each with the seed `seed` + number.
+
+    Args:
+        factory: Makes an environment.
+        numbers: Their numbers.
+        seed: The run's seed.
+        settings: Of processes of their own; None for this process.
+    """
+    if settings is None:
+        return [factory.make(seed + number) for number in numbers]
+    return [EnvProcess(factory, seed + number, number, settings) for number in numbers]
+
+
 class OneCollector(Collection):
     """One TorchRL collector in the trainer's process steps all environments together, an agent step of each at a time.
 
@@ -81,14 +97,15 @@ class OneCollector(Collection):
 
     def open(self, factory: EnvFactory, policy: ExplorationPolicy, numbers: range, seed: int) -> None:
         """Build the environments."""
-        if self.env_processes is None:
-            envs = [factory.make(seed + number) for number in numbers]
-        else:
-            envs = [EnvProcess(factory, seed + number, number, self.env_processes) for number in numbers]
+        envs = make_envs(factory, numbers, seed, self.env_processes)
         for env in envs:
             env.times = policy.times
         self._envs = EnvBatch(envs, first=numbers.start)
         self._policy = policy
+
+    def agent_steps_of_an_item(self, envs: int) -> int:
+        """One of each environment."""
+        return envs
 
     def batches(self) -> Iterator[TensorDictBase]:
         """One agent step of every environment per item, (N,)."""

@@ -227,8 +227,8 @@ class ExperienceData(L.LightningDataModule):
             self.label_every_agent_steps, self.all_envs, own_seed, model.times,
         )  # fmt: skip
         state, env_seed = self._restored, self.seed
-        deals = state is not None and "processes" in state and not self._continues(state)
-        if deals:  # other environments than before, which must not play the same episodes
+        goes_on = self.collection.resumes_exactly and (state is None or self._continues(state))
+        if state is not None and not goes_on:  # new environments, which must not play the same episodes
             env_seed += self.counters.agent_steps
         self.collection.open(self.env_factory, self.policy, self.env_numbers, env_seed)
         if state is not None:
@@ -273,9 +273,14 @@ class ExperienceData(L.LightningDataModule):
 
     test_dataloader = val_dataloader
 
+    @property
+    def _agent_steps_of_an_item(self) -> int:
+        """Of all processes, between two moments at which a round or an evaluation can be due."""
+        return self.collection.agent_steps_of_an_item(self.num_envs) * processes.count()
+
     def most_items(self) -> int:
         """Items that the training loader has left, at most."""
-        agent_steps = self.num_envs * self.collection.steps_at_once * processes.count()
+        agent_steps = self._agent_steps_of_an_item
         env_steps = max(0, self.max_env_steps - self.counters.env_steps)
         times = math.ceil(env_steps / (agent_steps * self.spec.action_repeat))
         return times * max(1, math.ceil(self.updates_per_agent_step * agent_steps)) + self.step_is_open
@@ -288,7 +293,7 @@ class ExperienceData(L.LightningDataModule):
             self._global_random_state = None
         if self.step_is_open:
             self.step_is_open = False
-            self.env_steps_completed = self.spec.action_repeat * self.all_envs
+            self.env_steps_completed = self.spec.action_repeat * self._agent_steps_of_an_item
             yield TensorDict({}, [])
         while self.counters.env_steps < self.max_env_steps:
             with processes.failing_together():
@@ -363,7 +368,9 @@ class ExperienceData(L.LightningDataModule):
             self._restored = state
 
     def _continues(self, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint is of as many processes and environments."""
+        """Whether a checkpoint is of as many processes and environments, or has none to continue."""
+        if "processes" not in state:
+            return True
         return len(state["processes"]) == processes.count() and len(state["processes"][0]["steps"]) == self.num_envs
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -391,10 +398,10 @@ class ExperienceData(L.LightningDataModule):
         for env in self.cut_envs:
             self._experience.cut(env)
         if self.cut_envs:
+            cannot = self.env_factory if self.collection.resumes_exactly else self.collection
             log.warning(
-                "%s cannot continue the episodes it was stopped in: %d cut.",
-                type(self.env_factory).__name__, len(self.cut_envs),
-            )  # fmt: skip
+                "%s cannot continue the episodes it was stopped in: %d cut.", type(cannot).__name__, len(self.cut_envs)
+            )
 
     def _deal_out(self, manifests: list[dict[str, Any]]) -> None:
         """Take this process's share of what other numbers of processes and environments have collected."""

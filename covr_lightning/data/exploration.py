@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from covr_lightning.agent.acting import Acting
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
 from covr_lightning.step_times import StepTimes
@@ -108,6 +110,23 @@ class ExplorationPolicy(TensorDictModuleBase):
         self._actor_noise, self._actor_noise_state = None, state["actor"]
         self._held = state["held"]
 
+    def for_workers(self) -> WorkerPolicy:
+        """The same for workers in processes of their own."""
+        return WorkerPolicy(self._acting.actor_alone(), self.action_dim, self.warmup_agent_steps, self.envs)
+
+    def send_weights(self, workers: WorkerPolicy) -> None:
+        """Give the policy that :meth:`for_workers` made the weights of now."""
+        with torch.no_grad():
+            now = self._acting.state_dict()
+            for name, weights in workers.networks.state_dict().items():
+                weights.copy_(now[name])
+
+    @property
+    def _acting(self) -> Acting:
+        actor = self._actor[0]
+        assert isinstance(actor, Acting), "workers are for an agent with networks"
+        return actor
+
     def _warmup_action(self, pixels: Tensor) -> Tensor:
         uniform = torch.rand(len(pixels), self.action_dim, generator=self.noise) * 2 - 1
         if self.warmup_actions == "random" or self.labeller is None:
@@ -116,3 +135,47 @@ class ExplorationPolicy(TensorDictModuleBase):
             proposal, valid = self.labeller.propose(pixels[:, -3:])
             self._held = torch.where(valid[:, None], proposal, uniform)
         return self._held
+
+
+class WorkerPolicy(ExplorationPolicy):
+    """An :class:`ExplorationPolicy` that is sent to workers, with networks of its own.
+
+    It keeps its own clock: while its environments take a step, those of all other workers are thought to take one. The
+    warm-up's actions are random.
+
+    Args:
+        networks: A copy of the networks that choose actions, on the CPU.
+        action_dim: A.
+        warmup_agent_steps: Length of the warm-up, of the whole run.
+        envs: Environments of the whole run.
+    """
+
+    def __init__(self, networks: Acting, action_dim: int, warmup_agent_steps: int, envs: int) -> None:
+        super().__init__(networks, action_dim, Counters(), warmup_agent_steps, envs=envs)
+        self.networks = networks
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``action`` (N, A), and count."""
+        super().forward(tensordict)
+        self.counters.agent_steps += self.envs
+        return tensordict
+
+    def without_weights(self) -> WorkerPolicy:
+        """A copy whose weights take no memory until they are sent: small enough to start a process with."""
+        copied = copy.deepcopy(self)
+        copied.networks._apply(lambda weights: weights.to("meta"))
+        return copied
+
+    def begin(self, agent_steps: int, seed: int, noise: dict[str, Tensor | None] | None) -> None:
+        """Set what a worker begins with.
+
+        Args:
+            agent_steps: The run's agent steps so far.
+            seed: Seed of the noise.
+            noise: Random states (:meth:`noise_state`) to go on from instead.
+        """
+        self.counters.agent_steps = agent_steps
+        self.noise.manual_seed(seed)
+        self._seed, self._actor_noise, self._actor_noise_state = seed, None, None
+        if noise is not None:
+            self.set_noise_state(noise)

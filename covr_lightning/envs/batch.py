@@ -28,6 +28,9 @@ class EnvBatch(EnvBase):
         envs: The environments.
         first: Number of the first; the others follow.
 
+    Attributes:
+        continued: What :meth:`restore_episodes` gave last.
+
     Raises:
         ValueError: There are none, or their shapes differ.
     """
@@ -41,6 +44,7 @@ class EnvBatch(EnvBase):
         self.env_spec: EnvSpec = spec
         self._numbers = torch.arange(first, first + n)
         self._newest: list[TensorDict] = []  # of each environment
+        self.continued = [False] * n
         self.observation_spec = Composite(
             pixels=Bounded(
                 0, 255, (n, spec.channels, spec.frame_height, spec.frame_width), dtype=torch.uint8, device="cpu"
@@ -81,7 +85,8 @@ class EnvBatch(EnvBase):
         """
         if len(states) != len(self.envs):
             raise ValueError(f"There are episodes of {len(states)} environments, but {len(self.envs)} environments.")
-        return [env.restore_episode(state) for env, state in zip(self.envs, states, strict=True)]
+        self.continued = [env.restore_episode(state) for env, state in zip(self.envs, states, strict=True)]
+        return self.continued
 
     def close(self, **kwargs: bool) -> None:
         """Close every environment, also if one of them fails to."""

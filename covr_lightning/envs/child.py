@@ -111,12 +111,12 @@ class Child:
         slot = context.RawArray("B", int(np.prod(shape)))
         self._slot = np.frombuffer(slot, np.uint8).reshape(shape)
         self._pipe, theirs = context.Pipe()
-        self._mark = uuid.uuid4().hex
+        self._mark = new_mark()
         self.process = context.Process(
             target=_serve, args=(theirs, slot, shape, factory, seed, self._mark), name="covr environment", daemon=True
         )
         resource_tracker.ensure_running()  # or the first start would start it, with what is only meant for the child
-        with _signals_blocked(), _surroundings(ONE_THREAD), theirs:
+        with signals_blocked(), surroundings(ONE_THREAD), theirs:
             self.process.start()
         # By multiprocessing's own means: what it registers with atexit would wait for a child that does not know.
         self._finalize = Finalize(self, _end, (self.process, self._pipe, self._mark, END_SECONDS), exitpriority=10)
@@ -204,7 +204,7 @@ def _end(process: SpawnProcess, pipe: connection.Connection, mark: str, seconds:
     if process.pid is not None:
         _kill_group(process.pid)
     process.kill()
-    _kill_marked(mark)
+    kill_marked(mark)
     process.join(SHORT_END_SECONDS)
 
 
@@ -213,17 +213,22 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _kill_marked(mark: str) -> None:
+def new_mark() -> str:
+    """A mark for a child; it begins with that of this process, so that whoever kills this one finds all below it."""
+    return f"{os.environ.get(MARK, '')}/{uuid.uuid4().hex}"
+
+
+def kill_marked(mark: str) -> None:
     """Kill what a child has started in sessions of its own, a CARLA server for one. Linux only."""
     wanted = f"{MARK}={mark}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has just ended, or is somebody else's
-            if wanted in path.read_bytes().split(b"\0"):
+            if any(entry.startswith(wanted) for entry in path.read_bytes().split(b"\0")):
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """What a child inherits: blocked until it has its own handlers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -233,7 +238,8 @@ def _signals_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def _surroundings(variables: dict[str, str]) -> Iterator[None]:
+def surroundings(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables that hold inside only, for what is started there."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -249,9 +255,12 @@ def _surroundings(variables: dict[str, str]) -> Iterator[None]:
 # -- in the child ------------------------------------------------------------------------------------------------
 
 
-def _serve(
-    pipe: connection.Connection, slot: Any, shape: tuple[int, int, int], factory: bytes, seed: int, mark: str
-) -> None:  # fmt: skip
+def become_a_child(mark: str) -> None:
+    """Make this process one that ends with its parent, and leaves it to it what signals mean.
+
+    Args:
+        mark: To be found in the surroundings of all that it starts.
+    """
     os.setsid()  # a process group of its own, which can be killed as one
     os.environ[MARK] = mark
     for number in SIGNALS:
@@ -261,6 +270,12 @@ def _serve(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, args=(mark,), daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _serve(
+    pipe: connection.Connection, slot: Any, shape: tuple[int, int, int], factory: bytes, seed: int, mark: str
+) -> None:  # fmt: skip
+    become_a_child(mark)
     env: PixelEnv | None = None
     status = 0
     try:
@@ -275,7 +290,7 @@ def _serve(
     if env is not None:
         with suppress(Exception):
             env.close()
-    _kill_marked(mark)
+    kill_marked(mark)
     with suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -323,5 +338,5 @@ def _end_with_parent(mark: str) -> None:
     assert parent is not None, "started by multiprocessing"
     connection.wait([parent.sentinel])
     time.sleep(SHORT_END_SECONDS)
-    _kill_marked(mark)
+    kill_marked(mark)
     _kill_group(os.getpid())

@@ -13,6 +13,7 @@ import numpy as np
 from covr_lightning.envs.base import EnvFactory, PixelEnv
 from covr_lightning.envs.child import Child, ChildLost
 from covr_lightning.errors import ConfigError, EnvironmentLost
+from covr_lightning.stopping import stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class EnvProcesses:
             count back: a simulator that crashes once a day does not end a run of a month, one that no longer works
             does.
         first_wait_seconds: Wait before the first of these restarts; every further one waits twice as long as the one
-            before it.
+            before it. A signal that stops the run ends the waits.
         longest_wait_seconds: But no longer than this.
 
     Raises:
@@ -237,7 +238,7 @@ class EnvProcess(PixelEnv):
                     f"Environment {self.number} is lost ({self._why_lost}), and all {self.settings.restarts} restarts "
                     "in a row that data.collection.env_processes.restarts allows are used up"
                 )
-            time.sleep(max(0.0, self._not_before - time.monotonic()))
+            stop_signals.sleep(max(0.0, self._not_before - time.monotonic()))
             seed = self._seed_of_restart()
             self._in_a_row += 1
             self.restarts += 1

@@ -93,7 +93,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         slept.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(process.time, "sleep", sleep)
+    monkeypatch.setattr(process.stop_signals, "sleep", sleep)
     monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
     return slept
 
