@@ -152,7 +152,7 @@ def published(page: Page, groups: Sequence[Group]) -> None:
             if not math.isnan(mean):
                 n = len(group.runs)
                 seeds = f"{n} seeds" if n > 1 else f"seed {group.runs[0].seed}"
-                steps = min(run.env_steps for run in group.runs)
+                steps = int(min(run.curve[-1]["env_steps"] for run in group.runs if run.curve))
                 entries.append((f"{group.name}, {seeds}, {steps:,} steps", mean, plus_minus(mean, spread, 0), True))
         entries.sort(key=lambda entry: -entry[1])
         most = max(entry[1] for entry in entries)
