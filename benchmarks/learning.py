@@ -74,6 +74,12 @@ METHODS: dict[str, Method] = {
     "SVEA": Method(("dmc_svea.yaml",), {"model.augmentation.pad": 2}),
     "DeepMDP": Method(("dmc_deepmdp.yaml",), {}),
     "CURL": Method(("dmc_curl.yaml",), {"model.augmentation.size": 28}),
+    "SPR": Method(
+        ("dmc_spr.yaml",),
+        {"model.augmentation.size": 28, "model.objectives.jumps": 3, "model.objectives.sequences": 32},
+    ),
+    "PER": Method(("dmc_per.yaml",), {}),
+    "ERE": Method(("dmc_ere.yaml",), {"data.sampler.c_min": 500}),
     "Flare": Method(("dmc_flare.yaml",), _CANVAS),
     "ResAct": Method(("dmc_resact.yaml",), _CANVAS),
     "DPL": Method(("dmc_dpl.yaml",), _CANVAS | _POINTING),

@@ -130,6 +130,15 @@ def random_batch(spec: EnvSpec, n: int) -> TensorDict:
     )  # fmt: skip
 
 
+def random_sequences(spec: EnvSpec, length: int, n: int) -> TensorDict:
+    """Windows (n,) of random frames, each of `length` steps."""
+    g = torch.Generator().manual_seed(1)
+    frames = (n, length + 1, spec.channels, spec.frame_height, spec.frame_width)
+    actions = torch.rand(n, length, spec.action_dim, generator=g) * 2 - 1
+    pixels = torch.randint(0, 256, frames, dtype=torch.uint8, generator=g)
+    return TensorDict({"pixels": pixels, "action": actions}, [n])
+
+
 def update_of(model: SACModule, n: int) -> Callable[[], None]:
     """Two updates of a model, one of them with the actor's turn, without a Trainer."""
     optimizers = model.configure_optimizers()
@@ -137,6 +146,11 @@ def update_of(model: SACModule, n: int) -> Callable[[], None]:
     model.manual_backward = lambda loss, *a, **k: loss.backward()  # type: ignore[method-assign]
     model.counters.rounds = 10  # guidance is on
     batch = random_batch(model.spec, n)
+    for objective in model.objective_list:
+        if objective.sequences:
+            windows = random_sequences(model.spec, objective.sequence_length, objective.sequences)
+            batch.batch_size = torch.Size([])
+            batch["sequences"] = windows
 
     def updates() -> None:
         model.training_step(batch)
