@@ -31,6 +31,7 @@ import time
 import types
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def ours(batch: int, device: str = "cpu", torch_compile: str | None = None, repl
     spec = EnvSpec("cartpole-swingup", SIZE, SIZE, STACK, ACTIONS, 8, 1000)
     agent = SACModule(spec, augmentation=RandomCrop(CROP), hidden=HIDDEN, torch_compile=torch_compile).to(device)
     optimizers = agent.configure_optimizers()
-    agent.optimizers = lambda *args, **kwargs: optimizers  # type: ignore[method-assign]
-    agent.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    agent.optimizers = lambda *args, **kwargs: optimizers  # type: ignore[method-assign, assignment]
+    agent.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, misc]
     agent.compile_networks()
     replay = TensorDictReplayBuffer(
         storage=FrameStackStorage(ROWS, STACK, device=replay_device),
@@ -131,7 +132,7 @@ def floor(batch: int) -> dict[str, float]:
     def speed(call: Callable[[], object]) -> float:
         with FlopCounterMode(display=False) as counter:
             call()
-        seconds = []
+        seconds: list[float] = []
         begun = time.perf_counter()
         while len(seconds) < 5 or time.perf_counter() - begun < 1.5:
             start = time.process_time()
@@ -145,7 +146,7 @@ def floor(batch: int) -> dict[str, float]:
         images = [
             torch.randn(n, FILTERS, side, side).contiguous(memory_format=torch.channels_last) for n in (8, 32, 128)
         ]
-        convolution = max(speed(lambda x=x: conv2d(x, weight)) for x in images)
+        convolution = max(speed(partial(conv2d, x, weight)) for x in images)
         a, b = torch.randn(max(batch, 512), HIDDEN), torch.randn(HIDDEN, HIDDEN)
         product = speed(lambda: a @ b)
     _, update = ours(batch)

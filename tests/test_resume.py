@@ -157,7 +157,7 @@ def assert_same_run(run: Path, other: Path, rounds_trained: int = 2) -> None:
     checkpoints = [torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (run, other)]
     assert_same(*({k: v for k, v in c.items() if k not in ("loops", "callbacks")} for c in checkpoints), at="ckpt")
     for mine, theirs in zip(*(c["callbacks"].items() for c in checkpoints), strict=True):
-        if "Checkpoint" not in mine[0] and mine[0] != "RunProfile":  # times and places
+        if "Checkpoint" not in mine[0] and mine[0] != "RunProfile":  # whose counts are of what was done twice as well
             assert_same(mine[1], theirs[1], at=mine[0])
     assert_same(*(replay(r).to_dict() for r in (run, other)), at="replay")
     adapters = sorted(p.relative_to(other) for p in other.glob("rounds/*_adapter/adapter_model.safetensors"))
