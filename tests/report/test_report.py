@@ -244,7 +244,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         "model: {class_path: covr_lightning.agent.SACModule, init_args: "
         "{prior: {class_path: covr_lightning.agent.NoPrior}}}\ntrainer: {callbacks: null}\n"
     )
-    arguments = [*SMALL, "--config", str(plain), "--data.max_env_steps", "400", "--data.eval_every_env_steps", "400"]
+    arguments = [*SMALL, "--config", str(plain), "--data.max_env_steps", "1200"]
     assert main(["fit", *arguments, "--vlm.path", "nowhere", "--runs_dir", str(tmp_path), "--name", "base"]) == 0
     text = " ".join(report(tmp_path / "base", out=tmp_path / "out").text)
     assert "This configuration fine-tunes no VLM" in text
