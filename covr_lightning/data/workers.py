@@ -39,6 +39,7 @@ from covr_lightning.envs.child import (
 )
 from covr_lightning.envs.process import EnvProcesses
 from covr_lightning.errors import ConfigError, EnvironmentLost
+from covr_lightning.stopping import SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -410,6 +411,7 @@ class RayWorkers(Workers):
                 "_node_ip_address": "127.0.0.1",
                 "include_dashboard": False,
             }
+        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}  # Ray takes SIGTERM for itself
         collector = RayCollector(
             workplaces,
             policy,
@@ -423,6 +425,8 @@ class RayWorkers(Workers):
             weight_sync_schemes={},
         )
         collector._weight_sync_initialized = True  # by `_deliver`
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         return collector
 
     def _deliver(self, collector: Any) -> None:
