@@ -68,6 +68,8 @@ class ExperienceData(L.LightningDataModule):
             paper's Algorithm 1 asks once per transition), ``"mask"`` them, so that only the newest VLM guides, or
             ``"relabel"`` their rows by the newest VLM, which costs one answer per labelled row and round.
         relabel_batch_size: Frames per question when relabelling.
+        hold_answers: Whether the transitions between two questions take the last answer of their episode; by default
+            they are masked.
         eval_every_env_steps: Environment steps between two evaluations.
         eval_episodes: Episodes per evaluation.
         num_envs: Environments of each process.
@@ -93,6 +95,7 @@ class ExperienceData(L.LightningDataModule):
         label_batch_size: int = 16,
         stale_priors: StalePriors = "keep",
         relabel_batch_size: int = 128,
+        hold_answers: bool = False,
         eval_every_env_steps: int = 10_000,
         eval_episodes: int = 10,
         num_envs: int = 1,
@@ -117,6 +120,7 @@ class ExperienceData(L.LightningDataModule):
         self.label_batch_size = label_batch_size
         self.stale_priors: StalePriors = stale_priors
         self.relabel_batch_size = relabel_batch_size
+        self.hold_answers = hold_answers
         self.eval_every_env_steps = eval_every_env_steps
         self.eval_episodes = eval_episodes
         self.num_envs = num_envs
@@ -216,7 +220,7 @@ class ExperienceData(L.LightningDataModule):
         if self.vlm is not None:
             labels = LabelQueue(
                 replay.storage, self.vlm, self.label_every_agent_steps, self.label_batch_size, self.stale_priors,
-                self.relabel_batch_size,
+                self.relabel_batch_size, self.hold_answers,
             )  # fmt: skip
         self.experience = Experience(
             replay, sequences, labels, ReplayParts(Path(folder) / "replay"), self.env_numbers, self.counters,

@@ -104,7 +104,7 @@ class Experience:
             own = env - self._env_numbers.start
             if wants_labels and self.labels is not None:
                 with self._times("label"):
-                    self.labels.offer(row_id, self._steps[own])
+                    self.labels.offer(row_id, self._steps[own], env)
             self._steps[own] += 1
             for listener in self._listeners:
                 listener(env, transition)
@@ -112,10 +112,16 @@ class Experience:
             if bool(transition["next", "done"]):
                 self._counters.episodes += 1
                 self.last_training_return, self._returns[own] = self._returns[own], 0.0
+                self._end_label_episode(env)
+
+    def _end_label_episode(self, env: int) -> None:
+        if self.labels is not None:
+            self.labels.end_episode(env)
 
     def _leave_out(self, env: int) -> None:
         self._steps[env - self._env_numbers.start] += 1
         self.storage.cut_episode(env)
+        self._end_label_episode(env)
         for listener in self._listeners:
             listener(env, None)
 
@@ -169,6 +175,7 @@ class Experience:
     def cut(self, env: int) -> None:
         """End an environment's running episode, which could not be continued: it is truncated."""
         self.storage.cut_episode(env)
+        self._end_label_episode(env)
         self._returns[env - self._env_numbers.start] = 0.0
 
     def take_share(self, manifests: list[dict[str, Any]]) -> None:

@@ -166,6 +166,10 @@ class WorkerPolicy(ExplorationPolicy):
         copied.networks._apply(lambda weights: weights.to("meta"))
         return copied
 
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """Set the weights of the networks, by their names in these."""
+        self.networks.load_state_dict(weights)
+
     def begin(self, agent_steps: int, seed: int, noise: dict[str, Tensor | None] | None) -> None:
         """Set what a worker begins with.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class LabelQueue:
     the service that gives them is away are masked (``a_v_valid`` is False). Each answer keeps the round of the VLM that
     gave it (``vlm_round``; −1 without one).
 
+    With `hold`, rows in between take the answer to the last asked row of their episode; those before an episode's first
+    asked row stay masked.
+
     Args:
         storage: The replay's storage.
         labeller: What proposes the actions.
@@ -44,6 +47,11 @@ class LabelQueue:
         stale: What :meth:`vlm_changed` does with the answers so far: ``"keep"`` leaves them, ``"mask"`` masks them,
             ``"relabel"`` asks the new VLM about the same rows.
         relabel_batch_size: Rows asked for at once when relabelling.
+        hold: Whether rows in between take the last answer.
+
+    Raises:
+        ConfigError: `stale` is none of the above, or ``"relabel"`` together with `hold`: a row that holds an answer does
+            not know whose it is.
     """
 
     def __init__(
@@ -54,9 +62,12 @@ class LabelQueue:
         batch_size: int = 16,
         stale: StalePriors = "keep",
         relabel_batch_size: int = 128,
+        hold: bool = False,
     ) -> None:
         if stale not in ("keep", "mask", "relabel"):
             raise ConfigError(f"data.stale_priors is {stale!r}; it can be 'keep', 'mask' or 'relabel'.")
+        if hold and stale == "relabel":
+            raise ConfigError("data.stale_priors is 'relabel'; with data.hold_answers it can be 'keep' or 'mask'.")
         self.storage = storage
         self.labeller = labeller
         self.every_agent_steps = every_agent_steps
@@ -68,28 +79,51 @@ class LabelQueue:
         self.unanswered = 0
         self.unparsable = 0
         self._waiting: list[int] = []
+        self.hold = hold
+        self._newest_asked: dict[int, int] = {}  # in each environment's running episode
+        self._holding: list[tuple[int, int]] = []  # rows that wait for another's answer, and that other row
 
-    def offer(self, row_id: int, agent_step: int) -> None:
+    def offer(self, row_id: int, agent_step: int, env: int = 0) -> None:
         """Queue a row if its agent step is due, and label the queue when a batch is full.
 
         Args:
             row_id: Running number of the row.
             agent_step: The row's agent step in its environment, counted from 0.
+            env: Number of the environment.
         """
         if agent_step % self.every_agent_steps:
+            if self.hold and env in self._newest_asked:
+                self._holding.append((row_id, self._newest_asked[env]))
             return
         self._waiting.append(row_id)
+        self._newest_asked[env] = row_id
         if len(self._waiting) >= self.batch_size:
             self.flush()
 
+    def end_episode(self, env: int) -> None:
+        """An environment's episode is over: its last answer is held no longer."""
+        self._newest_asked.pop(env, None)
+
     def flush(self) -> None:
         """Label every waiting row that the replay still holds; stopped in between, all of it waits still."""
-        if not self._waiting:
-            return
-        position, alive = self.storage.position_of(torch.tensor(self._waiting))
-        counts = [self._label(part) for part in position[alive].split(self.batch_size)]
+        counts = [torch.zeros(3, dtype=torch.long)]
+        if self._waiting:
+            position, alive = self.storage.position_of(torch.tensor(self._waiting))
+            counts += [self._label(part) for part in position[alive].split(self.batch_size)]
+        self._hand_on()
         self._waiting = []
         self._count(torch.stack(counts).sum(0))
+
+    def _hand_on(self) -> None:
+        """Write answers to the rows that hold them."""
+        if not self._holding:
+            return
+        rows = torch.tensor(self._holding)  # (N, 2)
+        position, alive = self.storage.position_of(rows)
+        to, of = position[alive.all(1)].unbind(1)
+        for key in ("a_v", "a_v_valid", "vlm_round"):
+            self.storage.write_column(key, to, self.storage.column(key)[of])
+        self._holding = []
 
     def vlm_changed(self, show_progress: bool = False) -> int:
         """Treat the answers of the VLM as it was before a round as `stale` says.
@@ -135,13 +169,20 @@ class LabelQueue:
         self.unanswered += unanswered
         self.unparsable += unparsable
 
-    def state_dict(self) -> dict[str, list[int] | int]:
+    def state_dict(self) -> dict[str, Any]:
         """Waiting rows and counts."""
-        counts = {"asked": self.asked, "unanswered": self.unanswered, "unparsable": self.unparsable}
-        return {"waiting": list(self._waiting), **counts}
+        return {
+            "waiting": list(self._waiting),
+            "holding": [list(pair) for pair in self._holding],
+            "newest_asked": [list(pair) for pair in self._newest_asked.items()],
+            "asked": self.asked,
+            "unanswered": self.unanswered,
+            "unparsable": self.unparsable,
+        }
 
-    def load_state_dict(self, state: dict[str, list[int] | int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set what :meth:`state_dict` gave."""
-        self._waiting = [int(i) for i in state["waiting"]]  # type: ignore[union-attr]
-        self.asked, self.unparsable = int(state["asked"]), int(state["unparsable"])  # type: ignore[arg-type]
-        self.unanswered = int(state.get("unanswered", 0))  # type: ignore[arg-type]
+        self._waiting = [int(i) for i in state["waiting"]]
+        self._holding = [(row, source) for row, source in state["holding"]]
+        self._newest_asked = {env: row for env, row in state["newest_asked"]}
+        self.asked, self.unparsable, self.unanswered = state["asked"], state["unparsable"], state["unanswered"]

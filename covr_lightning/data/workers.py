@@ -39,6 +39,7 @@ from covr_lightning.envs.child import (
 )
 from covr_lightning.envs.process import EnvProcesses
 from covr_lightning.errors import ConfigError, EnvironmentLost
+from covr_lightning.stopping import SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +151,9 @@ class Workers(Collection):
         self._policy.send_weights(self._networks)
         self._deliver(collector)
 
+    @abstractmethod
     def _deliver(self, collector: Any) -> None:
         """Send the workers the weights of the policy that they were started with."""
-        collector.update_policy_weights_()
 
     def state(self) -> list[dict[str, Any]]:
         """Each environment's running episode, with its worker's noise; nothing to continue without exact resume."""
@@ -236,11 +237,12 @@ class _WorkerProcesses(Workers):
     def _deliver(self, collector: Any) -> None:
         # Into the memory that the workers' networks lie in. `update_policy_weights_` would wait for a worker that died.
         weights = TensorDict.from_module(self._networks).data
-        collector._weight_sync_schemes["policy"].shared_transport.send_weights(weights)
+        self._scheme.shared_transport.send_weights(weights)
 
     def _make_collector(self, workplaces: list[Workplace], policy: Any) -> Any:
         self._mark, threads = new_mark(), torch.get_num_threads()
-        self._finalize = Finalize(self, kill_marked, (self._mark,), exitpriority=10)
+        self._scheme = SharedMemWeightSyncScheme()
+        self._finalize = Finalize(self, _end_processes, (self._mark, self._scheme), exitpriority=10)
         resource_tracker.ensure_running()  # or the first start would start it, with what is only meant for the workers
         sync = {"cat_results": "stack"} if self._collector_class is MultiSyncCollector else {}
         try:
@@ -252,7 +254,7 @@ class _WorkerProcesses(Workers):
                     frames_per_batch=self.agent_steps_of_an_item(sum(len(place.numbers) for place in workplaces)),
                     total_frames=-1,
                     init_fn=partial(become_a_child, self._mark),
-                    weight_sync_schemes={"policy": SharedMemWeightSyncScheme()},
+                    weight_sync_schemes={"policy": self._scheme},
                     num_threads=threads,  # or it changes this process's
                     trust_policy=True,
                     use_buffers=True,
@@ -279,6 +281,13 @@ class _WorkerProcesses(Workers):
             collector.shutdown()
         torch.set_num_threads(threads)
         self._finalize()
+
+
+def _end_processes(mark: str, scheme: SharedMemWeightSyncScheme) -> None:
+    """Kill what is left of workers, and what they have started."""
+    with suppress(Exception):  # TorchRL would do this when Python ends, and wait forever
+        scheme.shutdown()
+    kill_marked(mark)
 
 
 class SyncWorkers(_WorkerProcesses):
@@ -388,17 +397,22 @@ class RayWorkers(Workers):
         return (envs // self.workers if self.asynchronous else envs) * self.agent_steps_at_once
 
     def _make_collector(self, workplaces: list[Workplace], policy: Any) -> Any:
+        from ray._private import ray_constants
         from torchrl.collectors.distributed import RayCollector
 
         ray_init: dict[str, Any] = {"address": self.address, "log_to_driver": False}
         if self.address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # Ray takes 127.0.0.1 for a mistake, except where it cannot make clusters; its processes read the variable.
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
             ray_init |= {
                 "num_cpus": max(multiprocessing.cpu_count(), int(np.ceil(self.workers * self.cpus_per_worker))),
                 "_node_ip_address": "127.0.0.1",
                 "include_dashboard": False,
             }
-        return RayCollector(
+        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}  # Ray takes SIGTERM for itself
+        collector = RayCollector(
             workplaces,
             policy,
             frames_per_batch=self.agent_steps_of_an_item(sum(len(place.numbers) for place in workplaces)),
@@ -408,7 +422,21 @@ class RayWorkers(Workers):
             ray_init_config=ray_init,
             remote_configs=[{"num_cpus": self.cpus_per_worker, "num_gpus": 0} for _ in workplaces],
             sync=not self.asynchronous,
+            weight_sync_schemes={},
         )
+        collector._weight_sync_initialized = True  # by `_deliver`
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        return collector
+
+    def _deliver(self, collector: Any) -> None:
+        # Through Ray's own store: TorchRL would open a process group of its own. An actor takes them after the item it
+        # is at, and before the next one; nobody waits for it.
+        import ray
+
+        weights = ray.put(self._networks.networks.state_dict())
+        for actor in collector.remote_collectors:
+            actor.cascade_execute.remote("policy.set_weights", weights)
 
     def _why_lost(self, error: Exception) -> str | None:
         import ray

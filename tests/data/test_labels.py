@@ -88,6 +88,31 @@ def test_rows_that_were_overwritten_while_they_waited_are_skipped() -> None:
     assert (restored.asked, restored.unparsable) == (4, 0)
 
 
+def test_rows_in_between_hold_the_last_answer_of_their_episode() -> None:
+    storage, echo = FrameStackStorage(100), Echo()
+    queue = LabelQueue(storage, echo, every_agent_steps=4, batch_size=2, hold=True)
+    fill(storage, 10)  # two environments in turns: even rows are 0's, odd rows 1's
+    for row in range(10):
+        queue.offer(row, row // 2, row % 2)
+        if row == 5:
+            queue.end_episode(1)
+        if row == 6:  # the answers to rows 0 and 1 are there, rows 2 to 6 hold them from the next flush on
+            restored = LabelQueue(storage, echo, every_agent_steps=4, batch_size=2, hold=True)
+            restored.load_state_dict(queue.state_dict())
+            queue = restored
+    queue.flush()
+    rows = storage.get(range(10))
+    # Asked: step 0 (rows 0, 1) and step 4 (rows 8, 9). Row 7 is the first of a new episode, which has not been asked yet.
+    source = [0, 1, 0, 1, 0, 1, 0, None, 8, 9]
+    for row, of in enumerate(source):
+        assert float(rows["a_v"][row]) == (0.0 if of is None else of / 256)
+        assert bool(rows["a_v_valid"][row]) == (of is not None and of % 2 == 0)
+        assert int(rows["vlm_round"][row]) == (-1 if of is None else 3)
+    assert queue.asked == 4
+    with pytest.raises(ConfigError, match=r"data\.hold_answers"):
+        LabelQueue(storage, echo, stale="relabel", hold=True)
+
+
 class Constant:
     def act(self, pixels, deterministic=False, generator=None, previous_action=None):
         return torch.full((len(pixels), 2), 0.25)

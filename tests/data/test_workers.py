@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,3 +219,29 @@ def test_an_environment_that_cannot_be_built_is_refused_in_one_sentence() -> Non
     with pytest.raises(ConfigError, match=r"^data.env.strings is 0; it must be at least 1.$"):
         next(collection.batches())
     assert not children()
+
+
+FORGETS = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.data.test_workers import *
+
+if __name__ == "__main__":
+    collection = AsyncWorkers(workers=1)
+    collection.open(Puppet(), policy_of(small_agent()), NUMBERS, 0)
+    next(collection.batches())
+    print(*children(), flush=True)
+    if sys.argv[1] == "closes":
+        collection.close()
+"""
+
+
+@pytest.mark.parametrize("closes", ["closes", "forgets"])
+def test_python_ends_and_they_with_it(closes: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FORGETS.format(root=str(Path(__file__).parents[2])))
+    done = subprocess.run(
+        [sys.executable, str(script), closes], stdout=subprocess.PIPE, text=True, timeout=240, check=True
+    )
+    worker = int(done.stdout)
+    assert not Path(f"/proc/{worker}").exists()
