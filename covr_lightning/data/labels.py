@@ -50,8 +50,8 @@ class LabelQueue:
         hold: Whether rows in between take the last answer.
 
     Raises:
-        ConfigError: `stale` is none of the above, or ``"relabel"`` together with `hold`: a row that holds an answer does
-            not know whose it is.
+        ConfigError: `stale` is none of the above, or ``"relabel"`` together with `hold`: a row that holds an answer
+            does not know whose it is.
     """
 
     def __init__(
@@ -183,6 +183,6 @@ class LabelQueue:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set what :meth:`state_dict` gave."""
         self._waiting = [int(i) for i in state["waiting"]]
-        self._holding = [(row, source) for row, source in state["holding"]]
-        self._newest_asked = {env: row for env, row in state["newest_asked"]}
-        self.asked, self.unparsable, self.unanswered = state["asked"], state["unparsable"], state["unanswered"]
+        self._holding = [(row, source) for row, source in state.get("holding", [])]
+        self._newest_asked = dict(state.get("newest_asked", []))
+        self.asked, self.unparsable, self.unanswered = state["asked"], state["unparsable"], state.get("unanswered", 0)

@@ -102,7 +102,7 @@ def test_rows_in_between_hold_the_last_answer_of_their_episode() -> None:
             queue = restored
     queue.flush()
     rows = storage.get(range(10))
-    # Asked: step 0 (rows 0, 1) and step 4 (rows 8, 9). Row 7 is the first of a new episode, which has not been asked yet.
+    # Asked: step 0 (rows 0, 1) and step 4 (rows 8, 9). Row 7 begins an episode, which has not been asked yet.
     source = [0, 1, 0, 1, 0, 1, 0, None, 8, 9]
     for row, of in enumerate(source):
         assert float(rows["a_v"][row]) == (0.0 if of is None else of / 256)
