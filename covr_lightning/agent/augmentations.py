@@ -160,9 +160,8 @@ class RandomCutout(Augmentation):
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Blacken a rectangle of each image, the same in all its frames."""
-        rows, columns = (self._span(len(images), length, generator) for length in images.shape[-2:])
-        hole = rows[:, None, :, None] & columns[:, None, None, :]
-        return images.masked_fill(hole.to(images.device), 0)
+        rows, columns = (self._span(images, length, generator) for length in images.shape[-2:])
+        return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size."""
@@ -173,11 +172,12 @@ class RandomCutout(Augmentation):
             )
         return size
 
-    def _span(self, n: int, length: int, generator: torch.Generator | None) -> Tensor:
-        """One interval inside 0 … length − 1 for each of n images, as a mask (n, length)."""
-        width = self.smallest + _draw(n, self.largest - self.smallest, generator)
-        first = _draw(n, 2**40, generator) % (length - width + 1)  # so many that the remainders are uniform
-        place = torch.arange(length) - first[:, None]
+    def _span(self, images: Tensor, length: int, generator: torch.Generator | None) -> Tensor:
+        """One interval inside 0 … length − 1 for each of B images, as a mask (B, length)."""
+        n, device = len(images), images.device
+        width = self.smallest + _draw(n, self.largest - self.smallest, generator, device)
+        first = _draw(n, 2**40, generator, device) % (length - width + 1)  # so many that the remainders are uniform
+        place = torch.arange(length, device=device) - first[:, None]
         return (place >= 0) & (place < width[:, None])
 
 
