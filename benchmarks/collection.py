@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -34,8 +35,10 @@ from covr_lightning.allocator import keep_freed_memory
 from covr_lightning.counters import Counters
 from covr_lightning.data import ExperienceData
 from covr_lightning.data.collection import OneCollector
+from covr_lightning.data.experience import Experience
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.envs import DMControl
 from covr_lightning.rendering import choose_backend
 
@@ -71,9 +74,13 @@ def collected(size: int, rendering: Literal["rad", "fast"], store: bool) -> Iter
     policy = ExplorationPolicy(SimpleNamespace(), 1, counters, warmup_agent_steps=10**9)  # type: ignore[arg-type]
     collection.open(factory, policy, range(1), 0)
     data = ExperienceData(factory)
-    data.replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
-    data._returns, data._steps = [0.0], [0]
-    data.trainer = SimpleNamespace(lightning_module=SACModule(factory.spec, hidden=8, filters=4))  # type: ignore[assignment]
+    replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
+    agent = SACModule(factory.spec, hidden=8, filters=4)
+    data.experience = Experience(
+        replay, None, None, ReplayParts(Path("never written")), range(1), data.counters, agent.prior, agent.finite,
+        data.listeners, agent.times,
+    )  # fmt: skip
+    data.trainer = SimpleNamespace(lightning_module=agent)  # type: ignore[assignment]
     for item in collection.batches():
         if store:
             data._store(item)
