@@ -235,6 +235,7 @@ NO_VLM = {
 }  # fmt: skip
 NO_EDDF = {"trainer.callbacks.0.filter.sign": None, "trainer.callbacks.0.filter.compare": None}
 FROZEN = {"model.prior.after_rounds": None, "model.prior.label_early": None, **NEVER}
+NO_CROP = {"model.augmentation.class_path": None, "model.augmentation.size": None, "model.augmentation": None}
 #: What each variant changes of its base, key by key; None for a key that is no more.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "ablations/covr.yaml": ("carla_hw.yaml", {}),
@@ -275,6 +276,17 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"sweep_psi0/psi0_{n}.yaml":
        ("carla_hw.yaml", {"trainer.callbacks.0.schedule.psi0_env_steps": n} if n != 5000 else {})
        for n in (2500, 5000, 7500, 10000)},
+    "learning_cpu/rad.yaml": ("dmc_cartpole_swingup_cpu.yaml", {}),
+    "learning_cpu/sac.yaml": ("dmc_cartpole_swingup_cpu.yaml", {"data.env.size": 64, **NO_CROP}),
+    "learning_cpu/covr.yaml": (
+        "quickstart.yaml",
+        {"trainer.callbacks.0.schedule.psi0_env_steps": 5000, "trainer.callbacks.0.vlm_episodes": 5,
+         "trainer.log_every_n_steps": None, "model.prior.after_rounds": 4, "data.max_env_steps": 100000,
+         "data.replay_capacity": 100000, "data.warmup_agent_steps": 1000, "data.eval_every_env_steps": 10000},
+    ),
+    "learning_cpu/dpl.yaml": (
+        "learning_cpu/covr.yaml", {"model.prior.class_path": "covr_lightning.agent.ConstantPrior", **FROZEN}
+    ),
     "sweep_vlm/qwen2_vl_2b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2-VL-2B-Instruct"}),
     "sweep_vlm/qwen2_5_vl_3b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2.5-VL-3B-Instruct"}),
     "sweep_vlm/llava_1_5_7b.yaml": ("carla_hw.yaml", {"vlm.path": "llava-hf/llava-1.5-7b-hf"}),
