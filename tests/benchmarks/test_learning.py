@@ -15,8 +15,9 @@ from covr_lightning.envs import PointReach
 from covr_lightning.vlm.action_text import ActionText
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "SAC" else pytest.mark.slow) for name in METHODS]
+)
 def test_a_method_learns(method: str, tmp_path: Path) -> None:
     score = learn(method, 0, tmp_path)
     assert score.mean > needed(0, score.std), (score, random_score(0))
