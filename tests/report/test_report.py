@@ -263,6 +263,7 @@ def test_files_of_rounds_that_are_missing(run: Path, tmp_path: Path) -> None:
         figures = json.loads(path.read_text())
         del figures["histogram"]
         path.write_text(json.dumps(figures))
+    (part / "profile.json").unlink()
     text = " ".join(report(part, out=tmp_path / "out").text)
     assert "--trainer.callbacks.samples 64" in text
     assert "--trainer.callbacks.vlm_episodes 10" in text
