@@ -12,7 +12,7 @@ from covr_lightning.agent.networks import initialise
 from covr_lightning.errors import ConfigError
 
 #: Images that go through the convolutions at once on a CPU. Every part reuses the memory of the part before: where a
-#: process gives freed memory back, a batch of 512 takes 28 % less time. Where it keeps it, as under `covr`, nothing changes.
+#: process gives freed memory back, a batch of 512 takes 28 % less time. Where it keeps it, as under `covr`, no less.
 CPU_IMAGES = 128
 
 
