@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 from covr_lightning.rendering import choose_backend  # noqa: E402
 
 choose_backend()
+
+# A shell starts its background jobs with Ctrl-C ignored, and their children inherit that; here it must have its effect.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
