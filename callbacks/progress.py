@@ -23,6 +23,7 @@ class CovrProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 25) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self._clock: tuple[float, int, int] | None = None
+        self._rates: dict[str, str] = {}
         self._first: tuple[float, int, int] | None = None  # when and where this process was first seen
         self._updating: tuple[float, int] | None = None  # when and where it was first seen after an update
 
@@ -35,11 +36,16 @@ class CovrProgressBar(TQDMProgressBar):
         counters = data.counters
         now = (time.monotonic(), counters.env_steps, counters.grad_steps)
         shown: dict[str, Any] = {"env": str(counters.env_steps)}
-        if self._clock is not None and now[0] > self._clock[0]:
-            seconds = now[0] - self._clock[0]
-            shown["env/s"] = f"{(now[1] - self._clock[1]) / seconds:.0f}"
-            shown["upd/s"] = f"{(now[2] - self._clock[2]) / seconds:.1f}"
-        self._clock = now
+        if self._clock is None:
+            self._clock = now
+        elif now[1] > self._clock[1]:  # redrawn at the end of an evaluation, it keeps the rates of before
+            seconds = max(now[0] - self._clock[0], 1e-9)
+            self._rates = {
+                "env/s": f"{(now[1] - self._clock[1]) / seconds:.0f}",
+                "upd/s": f"{(now[2] - self._clock[2]) / seconds:.1f}",
+            }
+            self._clock = now
+        shown |= self._rates
         left = self._seconds_left(now, data.max_env_steps)
         if left is not None:
             shown["left"] = as_clock(left)

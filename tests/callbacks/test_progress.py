@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from covr_lightning.callbacks import CovrProgressBar
@@ -16,15 +17,21 @@ def test_time_left_is_that_of_the_steps_since_the_first_update(monkeypatch: pyte
     module = SimpleNamespace(prior=SimpleNamespace(weight=lambda counters: 0.5))
     bar = CovrProgressBar()
 
-    def shown(seconds: float, env_steps: int, grad_steps: int) -> str | None:
+    def metrics(seconds: float, env_steps: int, grad_steps: int) -> dict[str, Any]:
         monkeypatch.setattr("covr_lightning.callbacks.progress.time.monotonic", lambda: seconds)
         counters.env_steps, counters.grad_steps = env_steps, grad_steps
-        return bar.get_metrics(trainer, module).get("left")  # type: ignore[arg-type]
+        return bar.get_metrics(trainer, module)  # type: ignore[arg-type]
+
+    def shown(seconds: float, env_steps: int, grad_steps: int) -> str | None:
+        return metrics(seconds, env_steps, grad_steps).get("left")
 
     assert shown(0, 0, 7) is None
     assert shown(1, 1000, 7) is None  # the warm-up's 1000 steps a second say nothing
     assert shown(2, 2000, 8) is None
     assert shown(12, 2100, 58) == "13:10"  # 100 steps in 10 s; 7900 to go: 790 s
+    for seconds in (12.5, 15):  # redrawn during an evaluation: 100 steps and 50 updates in the 10 s before
+        rates = metrics(seconds, 2100, 58)
+        assert (rates["env/s"], rates["upd/s"]) == ("10", "5.0")
     assert shown(102, 4000, 900) == "5:00"  # 2000 in 100 s, a round among them; 6000 to go
     assert shown(402, 10_000, 4000) == "0:00"
 
