@@ -11,8 +11,8 @@ Processor time is that of all threads together, and the better measure where oth
 waits actively, as OpenMP's do by default, is counted as well.
 
 Each row is a process of its own: ``ours`` with the settings that ``covr`` gives it, ``RAD`` with those that ``python
-train.py`` gives it, and for comparison both the other way. The processes take turns, so that other work on the machine
-meets them all.
+train.py`` gives it, and for comparison both the other way, and ours with ``--trainer.precision bf16-mixed``. The
+processes take turns, so that other work on the machine meets them all.
 
 The floor is the arithmetic alone: operations counted by PyTorch's FlopCounterMode in an update, divided by what the
 same processor does in the update's largest convolution (at the best of three batch sizes) and largest matrix product,
@@ -38,7 +38,7 @@ from typing import Any
 SIZE, CROP, STACK, FILTERS, HIDDEN, ACTIONS = 100, 84, 3, 32, 1024, 1
 ROWS = 1000
 #: What ``covr`` sets before PyTorch is imported (:mod:`covr_lightning.cli`).
-WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
+WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 def ours(batch: int, device: str = "cpu", torch_compile: str | None = None, replay_device: str = "cpu") -> Any:
@@ -132,12 +132,14 @@ def floor(batch: int) -> dict[str, float]:
     def speed(call: Callable[[], object]) -> float:
         with FlopCounterMode(display=False) as counter:
             call()
+        # Many calls at a time: the clock of a thread that runs on is only read at the system's ticks.
         seconds: list[float] = []
         begun = time.perf_counter()
-        while len(seconds) < 5 or time.perf_counter() - begun < 1.5:
+        while len(seconds) < 5 or time.perf_counter() - begun < 2:
             start = time.process_time()
-            call()
-            seconds.append(time.process_time() - start)
+            for _ in range(50):
+                call()
+            seconds.append((time.process_time() - start) / 50)
         return counter.get_total_flops() / min(seconds)
 
     with torch.no_grad():
@@ -186,13 +188,18 @@ def child(job: dict[str, Any]) -> Any:
         keep_freed_memory()
     if job["what"] == "floor":
         return floor(job["batch"])
-    update = rad(Path(job["rad"]), job["batch"]) if job["what"] == "RAD" else ours(job["batch"])[1]
-    return pairs(update, job["seconds"])
+    if job["what"] == "RAD":
+        return pairs(rad(Path(job["rad"]), job["batch"]), job["seconds"])
+    update = ours(job["batch"])[1]
+    import torch
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=job["what"] == "bf16"):
+        return pairs(update, job["seconds"])
 
 
 def in_a_process(job: dict[str, Any]) -> Any:
     """Run :func:`child` in a new process with the settings that the job names."""
-    own = ("OMP_WAIT_POLICY", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "MKL_", "KMP_")
+    own = ("OMP_WAIT_POLICY", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "MKL_", "KMP_", "GOMP_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= WAIT_POLICY if job["passive"] else {}
     command = [sys.executable, "-m", "benchmarks.update", "--child", json.dumps(job)]
@@ -204,7 +211,10 @@ def in_a_process(job: dict[str, Any]) -> Any:
 
 def on_cpu(arguments: argparse.Namespace) -> None:
     """Print the table of a CPU."""
-    rows = {"ours, as covr runs it": ("ours", True, True), "ours, plain process": ("ours", False, False)}
+    rows = {
+        "ours, as covr runs it": ("ours", True, True), "ours, plain process": ("ours", False, False),
+        "ours, bf16-mixed, as covr runs it": ("bf16", True, True),
+    }  # fmt: skip
     if arguments.rad:
         rows |= {"RAD, as it runs": ("RAD", False, False), "RAD, settings of covr": ("RAD", True, True)}
     names = ["batch", "what", "wall ms: least (median)", "processor ms: least", "wall / RAD's", "processor / RAD's"]

@@ -42,8 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one sentence and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # OpenMP's threads spin while they wait. On a busy machine the one that is waited for then gets no core: beside one
-    # other job, an update on two cores took 1103 ms spinning and 122 ms sleeping. Read once, when PyTorch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # other job, an update on two cores took 1103 ms spinning and 122 ms sleeping. So they soon sleep: how soon is for
+    # GNU's library, which waking costs 3 % of an update otherwise. Read once, when PyTorch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if argv is None:  # the process is this command's own
         keep_freed_memory()
     _log_to_stderr()

@@ -1,4 +1,7 @@
-"""Image augmentations: uint8 in, uint8 out, one random draw per image and the same for all its stacked frames."""
+"""Image augmentations: uint8 in, uint8 out, one random draw per image and the same for all its stacked frames.
+
+Those that copy images anyway give them in the memory order of the convolutions, channels last.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class RandomCrop(Augmentation):
         # A view of all windows; indexing it copies only the chosen ones.
         windows = images.unfold(2, self.size, 1).unfold(3, self.size, 1)
         batch = torch.arange(len(images), device=images.device)
-        return windows[batch, :, top, left]
+        return windows[batch, :, top, left].contiguous(memory_format=torch.channels_last)
 
     def centre(self, images: Tensor) -> Tensor:
         """Cut the central window."""
@@ -98,12 +101,12 @@ class RandomTranslate(Augmentation):
         """Place each image at random on its canvas."""
         b, c, h, w = images.shape
         top, left = _offsets(images, self.size - h, self.size - w, generator)
-        canvas = images.new_zeros(b, c, self.size, self.size)
+        canvas = images.new_zeros(b, self.size, self.size, c)
         rows = top[:, None] + torch.arange(h, device=images.device)
         columns = left[:, None] + torch.arange(w, device=images.device)
         batch = torch.arange(b, device=images.device)[:, None, None]
-        canvas.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]] = images.permute(0, 2, 3, 1)
-        return canvas
+        canvas[batch, rows[:, :, None], columns[:, None, :]] = images.permute(0, 2, 3, 1)
+        return canvas.permute(0, 3, 1, 2)
 
     def centre(self, images: Tensor) -> Tensor:
         """Place each image in the centre."""

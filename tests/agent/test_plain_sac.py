@@ -30,8 +30,11 @@ class PlainSAC:
         self.steps = 0
 
     @staticmethod
-    def encode(conv: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        return conv((images.float() / 255).contiguous(memory_format=torch.channels_last)).flatten(1)
+    def encode(conv: nn.Sequential, images: torch.Tensor) -> torch.Tensor:
+        # Scaled by the weights, as bits count here; test_fast_update.py has the images scaled.
+        x = images.float().contiguous(memory_format=torch.channels_last)
+        x = F.conv2d(x, conv[0].weight / 255, conv[0].bias, conv[0].stride)
+        return conv[1:](x).flatten(1)
 
     def update(self, b: TensorDict) -> None:
         n = self.nets
