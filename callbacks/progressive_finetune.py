@@ -117,6 +117,11 @@ class ProgressiveFineTune(L.Callback):
         assert isinstance(pl_module, SACModule), "this callback serves a SACModule"
         if data.vlm is None:
             raise ConfigError("ProgressiveFineTune has no VLM to fine-tune (YAML key vlm).")
+        if pl_module.prior.needs_measure and not self.settings.held_out:
+            raise ConfigError(
+                f"{type(pl_module.prior).__name__} (model.prior) goes by the VLM's error on held-out rows, but "
+                "settings.held_out of ProgressiveFineTune is 0; it must be above 0."
+            )
         if self.settings.seed is None:
             self.settings = replace(self.settings, seed=data.seed)
         if self.launch is None:
@@ -189,6 +194,7 @@ class ProgressiveFineTune(L.Callback):
         self.buffer.clear()
         data.counters.rounds = report.round
         self.reports.append(report)
+        pl_module.prior.measured(report.error_after, report.error_constant)
         data.step_is_open = False
 
     def _vlm_alone(self, trainer: L.Trainer, data: ExperienceData, round_: int) -> float:
@@ -286,6 +292,8 @@ class ProgressiveFineTune(L.Callback):
             if adapter.is_dir():
                 data.vlm.load_adapter(adapter, report.round)
                 break
+        for report in self.reports:
+            self._agent.prior.measured(report.error_after, report.error_constant)
         data.vlm.round = data.counters.rounds
 
     def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:

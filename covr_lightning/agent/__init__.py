@@ -15,7 +15,7 @@ from covr_lightning.agent.curl import CURL
 from covr_lightning.agent.deepmdp import DeepMDP
 from covr_lightning.agent.encoders import ConvTrunk, Encoder, Flare, ResActEncoder
 from covr_lightning.agent.objectives import Objective
-from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior
+from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior, SkilledPrior
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.agent.spr import SPR
 from covr_lightning.agent.views import BatchViews, DrQViews, OneView, SVEAViews, Views
@@ -49,5 +49,6 @@ __all__ = [
     "ResidualActor",
     "SACModule",
     "SVEAViews",
+    "SkilledPrior",
     "Views",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -36,9 +37,11 @@ class Prior(ABC):
 
     Attributes:
         uses_vlm: Whether a VLM is needed at all.
+        needs_measure: Whether it must be told by :meth:`measured` how good the VLM is.
     """
 
     uses_vlm: bool = True
+    needs_measure: bool = False
 
     def __init__(self, action: Literal["sample", "mean"] = "sample") -> None:
         if action not in ("sample", "mean"):
@@ -52,6 +55,14 @@ class Prior(ABC):
     def wants_labels(self, counters: Counters) -> bool:
         """Whether the VLM should be asked now: by default, whenever its answers count."""
         return self.weight(counters) > 0
+
+    def measured(self, error: float, error_constant: float) -> None:  # noqa: B027 (most priors do not mind)
+        """A fine-tune round has measured the VLM; a resumed run is told its last round's figures again.
+
+        Args:
+            error: The VLM's mean absolute error on held-out rows after the round; NaN if it was not measured.
+            error_constant: That of the constant predictor.
+        """
 
     def loss(self, a_r: Tensor, a_v: Tensor, valid: Tensor, counters: Counters) -> Tensor:
         """λ times the squared distance to the VLM's actions.
@@ -124,6 +135,46 @@ class DelayedPrior(Prior):
     def wants_labels(self, counters: Counters) -> bool:
         """From the first round that counts, or always with `label_early`; with λ = 0 as well, to compare runs."""
         return self.label_early or counters.rounds >= self.after_rounds
+
+
+class SkilledPrior(DelayedPrior):
+    """COVR's guidance in the measure of what the VLM has learnt: λ · max(0, 1 − e / e_const). Not in the paper.
+
+    e and e_const are the errors of the VLM and of the constant predictor on the held-out rows of the last round that
+    measured them; 1 − e / e_const is a forecast's skill score. A VLM that is no better than a constant does not guide,
+    and is not asked either, except with `label_early`.
+
+    Args:
+        lam: λ of a VLM without error.
+        after_rounds: See :class:`DelayedPrior`.
+        action: See :class:`Prior`.
+        label_early: See :class:`DelayedPrior`.
+    """
+
+    needs_measure = True
+
+    def __init__(
+        self,
+        lam: float = 1.0,
+        after_rounds: int = 4,
+        action: Literal["sample", "mean"] = "sample",
+        label_early: bool = False,
+    ) -> None:
+        super().__init__(lam, after_rounds, action, label_early)
+        self.skill = 0.0
+
+    def measured(self, error: float, error_constant: float) -> None:
+        """Take over the skill of the round, if it has one."""
+        if math.isfinite(error) and math.isfinite(error_constant):
+            self.skill = max(0.0, 1 - error / error_constant) if error_constant > 0 else 0.0
+
+    def weight(self, counters: Counters) -> float:
+        """λ · skill once enough rounds are done."""
+        return super().weight(counters) * self.skill
+
+    def wants_labels(self, counters: Counters) -> bool:
+        """When its answers count, or always with `label_early`."""
+        return self.label_early or (super().wants_labels(counters) and self.skill > 0)
 
 
 class AnnealedPrior(Prior):

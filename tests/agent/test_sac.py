@@ -20,6 +20,7 @@ from covr_lightning.agent import (
     Prior,
     RandomTranslate,
     SACModule,
+    SkilledPrior,
 )
 from covr_lightning.agent.priors import imitation_error
 from covr_lightning.counters import Counters
@@ -180,6 +181,22 @@ def test_weights_of_the_priors() -> None:
     assert weights == pytest.approx([2.0, 2.0, 1.99, 1.0, 0.1, 0.1])
     with pytest.raises(ConfigError, match=r"prior\.lam is -1"):
         ConstantPrior(-1)
+
+
+def test_a_skilled_prior_guides_as_much_as_the_vlm_beats_a_constant() -> None:
+    prior = SkilledPrior(lam=2.0, after_rounds=1)
+    before, after = Counters(rounds=0), Counters(rounds=1)
+    assert not prior.wants_labels(after)  # nothing was measured yet
+    prior.measured(0.3, 0.4)  # 2 · (1 − 0.3 / 0.4) = 0.5
+    assert (prior.weight(before), prior.weight(after)) == (0.0, pytest.approx(0.5))
+    assert (prior.wants_labels(before), prior.wants_labels(after)) == (False, True)
+    prior.measured(math.nan, math.nan)  # a round without training: as before
+    assert prior.weight(after) == pytest.approx(0.5)
+    for error, constant in ((0.4, 0.4), (0.5, 0.4), (0.0, 0.0)):
+        prior.measured(error, constant)
+        assert prior.weight(after) == 0
+        assert not prior.wants_labels(after)
+    assert SkilledPrior(label_early=True).wants_labels(before)
 
 
 def test_impossible_sizes_are_refused_in_one_sentence() -> None:

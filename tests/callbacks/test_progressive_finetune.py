@@ -11,7 +11,8 @@ import pytest
 import torch
 from covr_lightning.callbacks import ProgressiveFineTune
 
-from covr_lightning.agent import SACModule
+from covr_lightning.agent import Prior, SACModule, SkilledPrior
+from covr_lightning.counters import Counters
 from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import FineTuneSettings, NeverSchedule
@@ -40,6 +41,10 @@ def test_peak_memory_goes_to_log_json_and_loggers(tmp_path: Path, caplog: pytest
     assert "MB" not in caplog.text
 
 
+def small_agent(prior: Prior | None = None) -> SACModule:
+    return SACModule(DMControl("cartpole-swingup", size=40).spec, hidden=8, filters=2, prior=prior)
+
+
 class FakeVLM:
     """Notes what is asked of it."""
 
@@ -53,8 +58,8 @@ class FakeVLM:
         self.calls.append("load_weights")
 
 
-def set_up(callback: ProgressiveFineTune) -> tuple[ProgressiveFineTune, FakeVLM, int]:
-    vlm, agent = FakeVLM(), SACModule(DMControl("cartpole-swingup", size=40).spec, hidden=8, filters=2)
+def set_up(callback: ProgressiveFineTune, agent: SACModule | None = None) -> tuple[ProgressiveFineTune, FakeVLM, int]:
+    vlm, agent = FakeVLM(), agent or small_agent()
     data = SimpleNamespace(vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[])
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     callback.setup(SimpleNamespace(datamodule=data, strategy=strategy), agent, "fit")  # type: ignore[arg-type]
@@ -71,3 +76,21 @@ def test_without_rounds_nothing_is_loaded_and_nothing_kept() -> None:
     callback, vlm, listeners = set_up(ProgressiveFineTune(schedule=NeverSchedule()))
     assert (callback.buffer, vlm.calls, listeners) == (None, [], 0)
     assert callback.state_dict() == {"reports": [], "buffers": [None]}
+
+
+def test_a_skilled_prior_needs_rows_that_are_held_out() -> None:
+    with pytest.raises(ConfigError, match=r"SkilledPrior \(model\.prior\).*settings\.held_out .* must be above 0"):
+        set_up(ProgressiveFineTune(settings=FineTuneSettings(held_out=0)), small_agent(SkilledPrior()))
+
+
+def test_a_resumed_run_tells_its_prior_what_its_rounds_measured(tmp_path: Path) -> None:
+    prior = SkilledPrior(lam=1.0, after_rounds=1)
+    agent = small_agent(prior)
+    callback, vlm, _ = set_up(ProgressiveFineTune(), agent)
+    measured = RoundReport(1, 1000, 10, error_after=0.3, error_constant=0.4)
+    reports = [measured, RoundReport(2, 2000, 0)]  # the second had nothing to train on
+    callback.load_state_dict({"reports": [report.as_dict() for report in reports], "buffers": []})
+    data = SimpleNamespace(vlm=vlm, cut_envs=None, counters=Counters(rounds=2))
+    trainer = SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path))
+    callback.on_train_start(trainer, agent)  # type: ignore[arg-type]
+    assert prior.weight(data.counters) == pytest.approx(0.25)
