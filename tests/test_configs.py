@@ -287,6 +287,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "learning_cpu/dpl.yaml": (
         "learning_cpu/covr.yaml", {"model.prior.class_path": "covr_lightning.agent.ConstantPrior", **FROZEN}
     ),
+    "learning_cpu/covr_skilled.yaml": (
+        "learning_cpu/covr.yaml",
+        {"model.prior.class_path": "covr_lightning.agent.SkilledPrior", WEIGHT: FINETUNE + "UniformWeight",
+         "trainer.callbacks.0.settings.max_steps": 500, "trainer.callbacks.0.settings.adapter": "new"},
+    ),
     "sweep_vlm/qwen2_vl_2b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2-VL-2B-Instruct"}),
     "sweep_vlm/qwen2_5_vl_3b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2.5-VL-3B-Instruct"}),
     "sweep_vlm/llava_1_5_7b.yaml": ("carla_hw.yaml", {"vlm.path": "llava-hf/llava-1.5-7b-hf"}),
