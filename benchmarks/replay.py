@@ -1,7 +1,7 @@
 """The replay that keeps each frame once, against one that stores both stacks.
 
     python -m benchmarks.replay                   # 100,000 transitions of 84×84, 3 frames: 3 GB of memory and of disk
-    python -m benchmarks.replay --stacks 20000    # transitions of the other kind; 100,000 would take 12.7 GB, twice
+    python -m benchmarks.replay --stacks 100000   # of both kinds so many: 13 GB of memory and of disk for the other
 
 Bytes a transition, milliseconds to sample 512 (both observations stacked, uint8), seconds to save all and to load it
 again. Both stacks: a TorchRL LazyTensorStorage, saved and loaded by ``dumps`` and ``loads``. Each frame once: as a run
@@ -12,6 +12,7 @@ Frames are random, episodes have 125 transitions (cartpole with action repeat 8)
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import tempfile
@@ -88,6 +89,7 @@ def ours(rows: int, folder: Path) -> list[float]:
     further = seconds(partial(parts.save, storage))
     manifest, memory = parts.save(storage), storage.bytes_per_transition()
     del replay, storage
+    gc.collect()
     again = FrameStackStorage(rows, STACK)
     load = seconds(lambda: ReplayParts(folder).restore(again, manifest))
     assert len(again) == rows
@@ -101,6 +103,7 @@ def both_stacks(rows: int, folder: Path) -> list[float]:
     sample, save = sampling(replay), seconds(partial(replay.dumps, folder))
     size = written(folder) / rows
     del replay
+    gc.collect()  # the replay and its parts hold one another
     again = TensorDictReplayBuffer(storage=LazyTensorStorage(rows), batch_size=BATCH)
     load = seconds(lambda: again.loads(folder))
     assert len(again) == rows
