@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ Configuration = dict[str, Any]
 
 #: Keys that say where a run is written or what of it is shown, and change no result.
 _NO_RESULT = ("base", "runs_dir", "name", "ckpt_path", "weights_only", "video", "trainer.enable_progress_bar")
+
+#: Keys of ProgressiveFineTune that say what a round records beside its work, and change none of it.
+_RECORDED = re.compile(r"trainer\.callbacks\.\d+\.(save_rows|samples|vlm_episodes)")
 
 #: Keys that hold a run's seed.
 SEEDS = ("seed_everything", "data.seed", "model.seed")
@@ -43,7 +47,7 @@ def seed_arguments(seed: int) -> list[str]:
 
 def result_settings(config: Configuration) -> dict[str, Any]:
     """The settings that can change a result, by their keys as the command line has them (without ``init_args``)."""
-    return {key: value for key, value in _flat(config) if key not in _NO_RESULT}
+    return {key: value for key, value in _flat(config) if key not in _NO_RESULT and not _RECORDED.fullmatch(key)}
 
 
 def differences(there: Configuration, here: Configuration) -> list[str]:

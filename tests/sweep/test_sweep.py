@@ -118,6 +118,12 @@ def test_configurations(folder: Path) -> None:
         "model.prior.lam is (missing) there, 1.0 here",
         "model.prior.action is (missing) there, sample here",
     ]
+    rounds = ["fit", "--config", "quickstart.yaml"]
+    recorded = [f"--trainer.callbacks.{key}" for key in ("save_rows=true", "samples=2", "vlm_episodes=3")]
+    assert differences(configuration(rounds), configuration([*rounds, *recorded])) == []
+    assert differences(configuration(rounds), configuration([*rounds, "--trainer.callbacks.entropy_states=5"])) == [
+        "trainer.callbacks.0.entropy_states is 1024 there, 5 here"
+    ]
     assert read_configuration(Path("none.yaml")) == {}
     with pytest.raises(ConfigError):
         configuration([*fit, "--model.gama", "0.9"])
