@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -85,52 +84,6 @@ def _round_tiles(group: Group) -> list[str]:
         unparsable = percent(_value(r, "unparsable_after"))
         tiles.append(_tile("unparsable answers", unparsable, f"of held-out rows after round {r['round']}"))
     return tiles
-
-
-def learning(page: Page, groups: Sequence[Group]) -> None:
-    """Fig. 3 and the last evaluations."""
-    page.section(
-        "Learning curves",
-        "Mean of the evaluation's episodes, deterministic policy. The band is one standard deviation: over seeds where "
-        "a configuration has several (each a thin line; the curve ends where the slowest seed is), over episodes with "
-        "one.",
-    )
-    names = [("return", "ER" if groups[0].drives else "return")]
-    if any(group.drives for group in groups):
-        names.append(("distance", "DD (m)"))
-    if not any(run.curve for group in groups for run in group.runs):
-        page.missing("There is no evaluation yet: the first is written to curve.csv when the warm-up begins.")
-        return
-    drawn = [
-        page.figure(figures.learning_curves(groups, name, label), f"learning {name}", f"{label} over environment steps")
-        for name, label in names
-    ]
-    page.figures(drawn, wide=len(drawn) == 1)
-    rows = []
-    for group in groups:
-        for run in group.runs:
-            if not run.curve:
-                continue
-            best = max(run.curve, key=lambda point: point["return"])
-            last = run.curve[-1]
-            rows.append(
-                [
-                    group.name, str(run.seed), f"{int(last['env_steps']):,}", number(run.curve[0]["return"]),
-                    plus_minus(best["return"], best.get("return_std", math.nan)), f"{int(best['env_steps']):,}",
-                    plus_minus(last["return"], last.get("return_std", math.nan)), number(area(run)),
-                ]
-            )  # fmt: skip
-    head = ["configuration", "seed", "steps", "first", "best", "at steps", "last", "area under curve"]
-    page.add(table(head, rows, "± standard deviation over episodes. The area is divided by its steps: a mean return."))
-
-
-def area(run: Run) -> float:
-    """Area under a run's learning curve by the trapezoid rule, divided by the steps that it spans."""
-    points = [(point["env_steps"], point["return"]) for point in run.curve]
-    if len(points) < 2:
-        return math.nan
-    parts = ((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
-    return sum(parts) / (points[-1][0] - points[0][0])
 
 
 def published(page: Page, groups: Sequence[Group]) -> None:

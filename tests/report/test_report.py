@@ -225,6 +225,12 @@ def test_seeds_of_one_configuration_are_one_curve(run: Path, tmp_path: Path) -> 
         assert spread == pytest.approx(50**0.5)  # (5² + 5²) / (2 − 1)
     page = report(tmp_path / "sweep", out=tmp_path / "out")
     assert f"{curve(run)[-1]['return'] + 5:.1f} ± 7.1" in " ".join(page.text)
+    [first] = [row for row in page.rows if row[:2] == ["mine", "1"]]
+    [both] = [row for row in page.rows if row[:2] == ["mine", "all 2"]]
+    best = max(point["return"] for point in curve(run))
+    assert both[3] == f"{float(first[3]) + 5:.1f}"
+    assert both[4] == f"{best + 5:.1f} ± 7.1"
+    assert both[7] == f"{float(first[7]) + 5:.1f} ± 7.1"  # seed 2's area is 10 larger
 
 
 def test_configurations_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
