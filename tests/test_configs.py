@@ -292,6 +292,15 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"model.prior.class_path": "covr_lightning.agent.SkilledPrior", WEIGHT: FINETUNE + "UniformWeight",
          "trainer.callbacks.0.settings.max_steps": 500, "trainer.callbacks.0.settings.adapter": "new"},
     ),
+    "learning_road/covr.yaml": (
+        "road_hw.yaml",
+        {"data.max_env_steps": 30000, "data.eval_every_env_steps": 5000, "trainer.callbacks.0.vlm_episodes": 5},
+    ),
+    "learning_road/deepmdp.yaml": (
+        "learning_road/covr.yaml",
+        {"model.prior.class_path": "covr_lightning.agent.NoPrior", "model.prior.lam": None,
+         **FROZEN},
+    ),
     "sweep_vlm/qwen2_vl_2b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2-VL-2B-Instruct"}),
     "sweep_vlm/qwen2_5_vl_3b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2.5-VL-3B-Instruct"}),
     "sweep_vlm/llava_1_5_7b.yaml": ("carla_hw.yaml", {"vlm.path": "llava-hf/llava-1.5-7b-hf"}),
