@@ -254,9 +254,13 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "ablations/m5.yaml": ("carla_hw.yaml", {"trainer.callbacks.0.filter.compare": "unscaled"}),
     "ablations/m6.yaml": ("carla_hw.yaml", {SCORE: FINETUNE + "RewardScore", "trainer.callbacks.0.score": None}),
     "ablations/m7.yaml": ("carla_hw.yaml", {SCORE: FINETUNE + "QScore", "trainer.callbacks.0.score": None}),
-    "ablations/m8.yaml": ("carla_hw.yaml", {WEIGHT: FINETUNE + "UniformWeight"}),
+    "ablations/m8.yaml": (
+        "carla_hw.yaml", {WEIGHT: FINETUNE + "UniformWeight", "trainer.callbacks.0.weight.lowest": None}
+    ),
     "ablations/m9.yaml": (
-        "carla_hw.yaml", {WEIGHT: FINETUNE + "RandomWeight", "trainer.callbacks.0.weight.seed": 0}
+        "carla_hw.yaml",
+        {WEIGHT: FINETUNE + "RandomWeight", "trainer.callbacks.0.weight.lowest": None,
+         "trainer.callbacks.0.weight.seed": 0},
     ),
     "ablations/m10.yaml": ("carla_hw.yaml", {"data.sampler.share": 0.8, **NO_VLM}),
     "ablations/m11.yaml": ("carla_hw.yaml", {"data.sampler.share": 0.5, **NO_VLM}),

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from covr_lightning.errors import ConfigError
+
 
 class Weight(ABC):
     """Turns the scores of the kept rows into weights."""
@@ -23,15 +25,27 @@ class RALW(Weight):
     """Return-aware loss weight (Eq. 6): w = max(ḡ, 0), ḡ the kept returns mapped to [−1, 1] by their extremes.
 
     So the row with the highest return weighs 1, and every row below the middle of the kept range weighs 0: it is not
-    trained on. If all returns are equal, each row weighs 1.
+    trained on. If all returns are equal, each row weighs 1. A few very high returns leave few rows a weight; with
+    `lowest` 0 only the lowest row weighs 0.
+
+    Args:
+        lowest: What the lowest return is mapped to, in [−1, 1). Paper: −1.
+
+    Raises:
+        ConfigError: `lowest` lies elsewhere.
     """
+
+    def __init__(self, lowest: float = -1.0) -> None:
+        if not -1 <= lowest < 1:
+            raise ConfigError(f"RALW's lowest is {lowest}; it must lie in -1 to 1, 1 excluded.")
+        self.lowest = lowest
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Weights (N,) in [0, 1] of returns (N,)."""
         g = torch.as_tensor(scores).to(torch.float64).reshape(-1)
         if g.numel() == 0 or bool((g == g[0]).all()):
             return torch.ones(g.numel())
-        g_bar = 2 * (g - g.min()) / (g.max() - g.min()) - 1
+        g_bar = (1 - self.lowest) * (g - g.min()) / (g.max() - g.min()) + self.lowest
         return g_bar.clamp(min=0).to(torch.float32)
 
 

@@ -119,6 +119,11 @@ def test_what_a_round_draws_follows_from_its_seed(part: RandomSubset | RandomWei
 def test_ralw_weights_by_hand() -> None:
     # 10, 20, 25, 30 → 2·(g − 10)/20 − 1 = −1, 0, 0.5, 1 → 0, 0, 0.5, 1.
     assert RALW()(torch.tensor([10.0, 20.0, 25.0, 30.0])).tolist() == [0.0, 0.0, 0.5, 1.0]
+    # Mapped to [0, 1]: 0, 0.5, 0.75, 1; to [−0.5, 1]: −0.5, 0.25, 0.625, 1.
+    assert RALW(lowest=0.0)(torch.tensor([10.0, 20.0, 25.0, 30.0])).tolist() == [0.0, 0.5, 0.75, 1.0]
+    assert RALW(lowest=-0.5)(torch.tensor([10.0, 20.0, 25.0, 30.0])).tolist() == [0.0, 0.25, 0.625, 1.0]
+    with pytest.raises(ConfigError, match=r"RALW's lowest is 1.0; it must lie in -1 to 1"):
+        RALW(lowest=1.0)
     assert RALW()(torch.tensor([7.0, 7.0])).tolist() == [1.0, 1.0]
     assert RALW()(torch.tensor([])).tolist() == []
 
