@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,21 +12,28 @@ from torch import Tensor
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
 
+#: What of the policy is pulled.
+Action = Literal["sample", "mean"]
+#: What the mean of Eq. 4's squared distance is taken over.
+MeanOver = Literal["labelled", "batch"]
 
-def imitation_error(a_r: Tensor, a_v: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the labelled rows of ‖a_v − a_r‖², summed over action dimensions (Eq. 4).
+
+def imitation_error(a_r: Tensor, a_v: Tensor, valid: Tensor, mean_over: MeanOver = "labelled") -> Tensor:
+    """Mean of ‖a_v − a_r‖², summed over action dimensions (Eq. 4).
 
     Args:
         a_r: Policy's actions (B, A), with gradient.
         a_v: VLM's actions (B, A); rows without a label may hold anything finite.
         valid: Which rows have a label (B,) or (B, 1) bool.
+        mean_over: ``"labelled"``: over the rows that have a label. ``"batch"``: over all B, of which those without a
+            label add 0.
 
     Returns:
         Scalar; 0 where no row is labelled.
     """
     mask = valid.reshape(-1).to(a_r.dtype)
     squared = (a_v - a_r).square().sum(-1)
-    return (squared * mask).sum() / mask.sum().clamp(min=1)
+    return (squared * mask).sum() / (mask.sum().clamp(min=1) if mean_over == "labelled" else len(mask))
 
 
 class Prior(ABC):
@@ -34,6 +41,9 @@ class Prior(ABC):
 
     Args:
         action: What of the policy is pulled: a fresh reparameterised ``"sample"``, or the ``"mean"`` action tanh μ.
+        mean_over: What the distance is averaged over. ``"labelled"``: the rows that have an answer of the VLM, so that
+            the pull is the same however few they are. ``"batch"``: all rows, so that it grows with the share that has
+            one, and a row with an answer is pulled by λ where Q counts once.
 
     Attributes:
         uses_vlm: Whether a VLM is needed at all.
@@ -43,10 +53,14 @@ class Prior(ABC):
     uses_vlm: bool = True
     needs_measure: bool = False
 
-    def __init__(self, action: Literal["sample", "mean"] = "sample") -> None:
-        if action not in ("sample", "mean"):
-            raise ConfigError(f"model.prior.action is {action!r}; it can be 'sample' or 'mean'.")
-        self.action = action
+    def __init__(self, action: Action = "sample", mean_over: MeanOver = "labelled") -> None:
+        for name, value, choices in (("action", action, Action), ("mean_over", mean_over, MeanOver)):
+            if value not in get_args(choices):
+                raise ConfigError(
+                    f"model.prior.{name} is {value!r}; it can be {' or '.join(map(repr, get_args(choices)))}."
+                )
+        self.action: Action = action
+        self.mean_over: MeanOver = mean_over
 
     @abstractmethod
     def weight(self, counters: Counters) -> float:
@@ -76,7 +90,7 @@ class Prior(ABC):
         weight = self.weight(counters)
         if weight == 0:
             return torch.zeros((), device=a_r.device)
-        return weight * imitation_error(a_r, a_v, valid)
+        return weight * imitation_error(a_r, a_v, valid, self.mean_over)
 
 
 class NoPrior(Prior):
@@ -95,10 +109,11 @@ class ConstantPrior(Prior):
     Args:
         lam: λ.
         action: See :class:`Prior`.
+        mean_over: See :class:`Prior`.
     """
 
-    def __init__(self, lam: float = 1.0, action: Literal["sample", "mean"] = "sample") -> None:
-        super().__init__(action)
+    def __init__(self, lam: float = 1.0, action: Action = "sample", mean_over: MeanOver = "labelled") -> None:
+        super().__init__(action, mean_over)
         self.lam = _not_negative("lam", lam)
 
     def weight(self, counters: Counters) -> float:
@@ -114,16 +129,18 @@ class DelayedPrior(Prior):
         after_rounds: Rounds to wait for. Paper: 4 on DMControl, 2 on CARLA's highway.
         action: See :class:`Prior`.
         label_early: Ask the VLM before guidance starts as well. The answers then come from the base VLM and stay.
+        mean_over: See :class:`Prior`.
     """
 
     def __init__(
         self,
         lam: float = 1.0,
         after_rounds: int = 4,
-        action: Literal["sample", "mean"] = "sample",
+        action: Action = "sample",
         label_early: bool = False,
+        mean_over: MeanOver = "labelled",
     ) -> None:
-        super().__init__(action)
+        super().__init__(action, mean_over)
         self.lam = _not_negative("lam", lam)
         self.after_rounds = after_rounds
         self.label_early = label_early
@@ -149,6 +166,7 @@ class SkilledPrior(DelayedPrior):
         after_rounds: See :class:`DelayedPrior`.
         action: See :class:`Prior`.
         label_early: See :class:`DelayedPrior`.
+        mean_over: See :class:`Prior`.
     """
 
     needs_measure = True
@@ -157,10 +175,11 @@ class SkilledPrior(DelayedPrior):
         self,
         lam: float = 1.0,
         after_rounds: int = 4,
-        action: Literal["sample", "mean"] = "sample",
+        action: Action = "sample",
         label_early: bool = False,
+        mean_over: MeanOver = "labelled",
     ) -> None:
-        super().__init__(lam, after_rounds, action, label_early)
+        super().__init__(lam, after_rounds, action, label_early, mean_over)
         self.skill = 0.0
 
     def measured(self, error: float, error_constant: float) -> None:
@@ -188,6 +207,7 @@ class AnnealedPrior(Prior):
         every_env_steps: Length of a step in environment steps.
         floor: Smallest λ.
         action: See :class:`Prior`.
+        mean_over: See :class:`Prior`.
     """
 
     def __init__(
@@ -196,9 +216,10 @@ class AnnealedPrior(Prior):
         decrement: float = 0.01,
         every_env_steps: int = 200,
         floor: float = 0.1,
-        action: Literal["sample", "mean"] = "sample",
+        action: Action = "sample",
+        mean_over: MeanOver = "labelled",
     ) -> None:
-        super().__init__(action)
+        super().__init__(action, mean_over)
         self.start, self.decrement = _not_negative("start", start), _not_negative("decrement", decrement)
         self.floor, self.every_env_steps = _not_negative("floor", floor), every_env_steps
 
