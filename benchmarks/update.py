@@ -35,10 +35,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from covr_lightning.cli import WAIT_POLICY  # which imports no PyTorch
+
 SIZE, CROP, STACK, FILTERS, HIDDEN, ACTIONS = 100, 84, 3, 32, 1024, 1
 ROWS = 1000
-#: What ``covr`` sets before PyTorch is imported (:mod:`covr_lightning.cli`).
-WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 def ours(batch: int, device: str = "cpu", torch_compile: str | None = None, replay_device: str = "cpu") -> Any:

@@ -38,6 +38,10 @@ USAGE = """usage: covr COMMAND ...
 `covr fit --help` lists every key."""
 
 
+#: How OpenMP's threads wait, where the user has not said it.
+WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one sentence and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -45,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     # other job, an update on two cores took 1103 ms spinning and 122 ms sleeping. So they soon sleep: how soon is for
     # GNU's library, which waking costs 3 % of an update otherwise. Read once, when PyTorch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.update(WAIT_POLICY | os.environ)
     if argv is None:  # the process is this command's own
         keep_freed_memory()
     _log_to_stderr()

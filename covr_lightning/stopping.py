@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from covr_lightning import processes
-
 log = logging.getLogger(__name__)
 
 #: What stops a run: Ctrl-C, and what batch systems send before they take the machine away.
@@ -75,6 +73,8 @@ class StopSignals:
 
     def begin_at_once(self) -> None:
         """Enter what :meth:`at_once` describes; one of several processes, for which others may wait, does not."""
+        from covr_lightning import processes  # imports PyTorch; the command line has settings to make before that
+
         if processes.count() == 1:
             self.check()
             self._at_once = True
@@ -100,6 +100,8 @@ class StopSignals:
         Raises:
             RunStopped: One did.
         """
+        from covr_lightning import processes
+
         signum = processes.largest(self.requested or 0)
         if signum:
             self.requested = signum

@@ -155,3 +155,9 @@ def test_a_native_crash_says_where_python_was() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGSEGV
     assert "most recent call first" in done.stderr
+
+
+def test_the_command_line_sets_how_threads_wait_before_pytorch_is_there() -> None:
+    # OpenMP reads it when PyTorch is imported.
+    code = "import sys, covr_lightning.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

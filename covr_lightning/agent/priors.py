@@ -167,20 +167,13 @@ class SkilledPrior(DelayedPrior):
         action: See :class:`Prior`.
         label_early: See :class:`DelayedPrior`.
         mean_over: See :class:`Prior`.
+
+    Attributes:
+        skill: That of the last round that was measured; 0 before.
     """
 
     needs_measure = True
-
-    def __init__(
-        self,
-        lam: float = 1.0,
-        after_rounds: int = 4,
-        action: Action = "sample",
-        label_early: bool = False,
-        mean_over: MeanOver = "labelled",
-    ) -> None:
-        super().__init__(lam, after_rounds, action, label_early, mean_over)
-        self.skill = 0.0
+    skill: float = 0.0
 
     def measured(self, error: float, error_constant: float) -> None:
         """Take over the skill of the round, if it has one."""
