@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.processes import OtherProcessFailed
 from covr_lightning.stopping import RunStopped
 
 log = logging.getLogger(__name__)
@@ -121,8 +122,12 @@ class RunCheckpoint(ModelCheckpoint):
             try:
                 with trainer.lightning_module.times("checkpoint"):  # type: ignore[union-attr, operator]
                     save(trainer, self._monitor_candidates(trainer))
-            except OSError as error:
+            except (OSError, OtherProcessFailed) as error:
                 super().load_state_dict(books)  # Lightning notes a checkpoint before it is written
+                if isinstance(error, OtherProcessFailed):  # which says why
+                    if stop or not error.could_not_write:
+                        raise
+                    return
                 so_far = f"the checkpoints so far, up to step {self._saved_env_steps}, are still there"
                 so_far = so_far if self._saved_env_steps else "nothing was saved before"
                 sentence = f"At {now} environment steps the run could not be saved ({error}); {so_far}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
 from covr_lightning.finetune.vlm_alone import file_of, save_episodes
+from covr_lightning.saving.files import UNFINISHED
 from covr_lightning.stopping import stop_signals
 from covr_lightning.vlm.vlm import own_randomness
 
@@ -70,6 +72,8 @@ class ProgressiveFineTune(L.Callback):
             device. With it, `precision` is that of the launch's config.
     """
 
+    measures_vlm = True
+
     def __init__(
         self,
         schedule: Schedule | None = None,
@@ -108,27 +112,38 @@ class ProgressiveFineTune(L.Callback):
         self.reports: list[RoundReport] = []
         self.buffer: EpisodeBuffer | None = None
         self._restored: dict[str, Any] | None = None
+        self._rounds_folder: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Load the VLM, make D_f and listen to the collector; nothing of it if no round will ever be due."""
-        if stage != "fit" or self.schedule.round_at(0) is None:
+        """Load the VLM, make D_f and listen to the collector; nothing of it if no round will ever be due.
+
+        Raises:
+            ConfigError: There is no VLM, or the prior waits for what no round will measure.
+        """
+        if stage != "fit":
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, SACModule), "this callback serves a SACModule"
+        rounds = self.schedule.rounds(data.max_env_steps)
+        if pl_module.prior.needs_measure and not (rounds and self.settings.held_out):
+            why = (
+                "settings.held_out of ProgressiveFineTune is 0; it must be above 0" if rounds else
+                f"no round is due within data.max_env_steps = {data.max_env_steps} (schedule of ProgressiveFineTune)"
+            )  # fmt: skip
+            name = type(pl_module.prior).__name__
+            raise ConfigError(f"{name} (model.prior) goes by the VLM's error on held-out rows, but {why}.")
+        if self.schedule.round_at(0) is None:
+            return
         if data.vlm is None:
             raise ConfigError("ProgressiveFineTune has no VLM to fine-tune (YAML key vlm).")
-        if pl_module.prior.needs_measure and not self.settings.held_out:
-            raise ConfigError(
-                f"{type(pl_module.prior).__name__} (model.prior) goes by the VLM's error on held-out rows, but "
-                "settings.held_out of ProgressiveFineTune is 0; it must be above 0."
-            )
         if self.settings.seed is None:
             self.settings = replace(self.settings, seed=data.seed)
         if self.launch is None:
             check_optimizer(self.settings.optimizer, trainer.strategy.root_device)
         data.vlm.load(data.spec)
-        if self.launch is None and self.schedule.rounds(data.max_env_steps):
+        if self.launch is None and rounds:
             data.vlm.load_weights()
+            data.vlm.check_targets()
         self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack)
         data.listeners.append(self._add)
         self._agent = pl_module
@@ -188,7 +203,8 @@ class ProgressiveFineTune(L.Callback):
             report.vlm_return = self._vlm_alone(trainer, data, report.round)
             if data.labels is not None and report.losses:
                 start = time.monotonic()
-                report.renewed = data.labels.vlm_changed(show_progress=trainer.progress_bar_callback is not None)
+                renewed = data.labels.vlm_changed(show_progress=trainer.progress_bar_callback is not None)
+                report.renewed = sum(processes.gather(renewed))
                 report.seconds_renewing = time.monotonic() - start
         self._record(trainer, data, report)
         self.buffer.clear()
@@ -268,9 +284,13 @@ class ProgressiveFineTune(L.Callback):
         return cls._folder(trainer) / f"round_{round_:03d}_adapter"
 
     def state_dict(self) -> dict[str, Any]:
-        """Reports and each process's D_f; the adapter is on disk under its round."""
+        """Reports and each process's D_f; the adapter is on disk under its round, in the folder that is named."""
         mine = self.buffer.state_dict() if self.buffer is not None else None
-        return {"reports": [report.as_dict() for report in self.reports], "buffers": processes.gather_on_first(mine)}
+        return {
+            "reports": [report.as_dict() for report in self.reports],
+            "buffers": processes.gather_on_first(mine),
+            "folder": None if self._rounds_folder is None else str(self._rounds_folder),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the reports; keep the rest until training starts, which a run that is over does not do again."""
@@ -280,21 +300,38 @@ class ProgressiveFineTune(L.Callback):
         ]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over what a checkpoint brought: D_f and the last round's adapter."""
+        """Take over what a checkpoint brought: D_f and the last round's adapter.
+
+        Raises:
+            ConfigError: The adapter is neither in the run's folder nor where the checkpoint's run had it.
+        """
+        self._rounds_folder = self._folder(trainer).resolve()
         state, self._restored = self._restored, None
         if state is None or self.buffer is None:
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         assert data.vlm is not None, "setup checked it"
         self._take_back([buffer for buffer in state["buffers"] if buffer is not None], data.cut_envs)
-        for report in reversed(self.reports):
-            adapter = self._adapter(trainer, report.round)
-            if adapter.is_dir():
-                data.vlm.load_adapter(adapter, report.round)
-                break
+        if any(report.losses for report in self.reports):
+            newest = self.reports[-1].round
+            self._fetch_adapter(self._adapter(trainer, newest), state.get("folder"))
+            data.vlm.load_adapter(self._adapter(trainer, newest), newest)
         for report in self.reports:
             self._agent.prior.measured(report.error_after, report.error_constant)
         data.vlm.round = data.counters.rounds
+
+    @staticmethod
+    def _fetch_adapter(own: Path, folder: str | None) -> None:
+        """Copy an adapter to its place in this run's folder, if only that of the run that it was trained in has it."""
+        elsewhere = Path(folder) / own.name if folder is not None else own
+        if not own.is_dir() and not elsewhere.is_dir():
+            places = " and ".join(map(str, dict.fromkeys((own, elsewhere))))
+            raise ConfigError(f"The checkpoint's VLM was fine-tuned, but its adapter is missing ({places}).")
+        with processes.failing_together():
+            if not own.is_dir() and not processes.number():
+                part = own.with_name(own.name + UNFINISHED)
+                shutil.copytree(elsewhere, part, dirs_exist_ok=True)
+                part.rename(own)
 
     def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:
         """Take this process's D_f from a checkpoint, or, if its processes or environments were others, its share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 from covr_lightning import processes
 from covr_lightning.finetune.round import RoundReport
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
-from covr_lightning.saving.files import write_atomically
+from covr_lightning.saving.files import write_or_warn
 
 #: One evaluation: ``env_steps``, then for ``return`` and whatever else is measured the mean and, as ``…_std``, the
 #: standard deviation over episodes.
@@ -69,7 +70,6 @@ class RunSummary(L.Callback):
         folder = Path(trainer.default_root_dir)
         rounds = self._rounds(trainer)
         replay_bytes = data.storage.bytes_per_transition()
-        folder.mkdir(parents=True, exist_ok=True)
         summary = {
             "task": data.spec.task,
             "env_steps": data.counters.env_steps,
@@ -82,7 +82,7 @@ class RunSummary(L.Callback):
             "labels_unparsable": unparsable,
             "rounds": [r.as_dict() for r in rounds],
         }
-        write_atomically(folder / "summary.json", [json.dumps(summary, indent=1).encode()])
+        write_or_warn(folder / "summary.json", [json.dumps(summary, indent=1).encode()])
         console = Console()
         for table in summary_tables(self.curve, rounds):
             console.print(table)
@@ -123,13 +123,13 @@ class RunSummary(L.Callback):
 
 def write_curve(curve: list[CurvePoint], path: Path) -> None:
     """Write the learning curve as CSV: env_steps, return, return_std, and whatever else was measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(curve[0])
-        writer.writerows(
-            [int(p["env_steps"]), *(f"{p[name]:.2f}" for name in curve[0] if name != "env_steps")] for p in curve
-        )
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(curve[0])
+    writer.writerows(
+        [int(p["env_steps"]), *(f"{p[name]:.2f}" for name in curve[0] if name != "env_steps")] for p in curve
+    )
+    write_or_warn(path, [text.getvalue().encode()])
 
 
 def summary_tables(curve: list[CurvePoint], rounds: list[RoundReport]) -> list[Table]:
@@ -180,7 +180,9 @@ def plot_curve(curve: list[CurvePoint], rounds: list[RoundReport], path: Path, t
     axes.set_ylim(bottom=min(0, *low))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    write_or_warn(path, [image.getvalue()])
 
 
 def _number(value: float, decimals: int = 3) -> str:

@@ -94,7 +94,16 @@ def largest(value: int) -> int:
 
 
 class OtherProcessFailed(RunFailed):
-    """Another process of this run failed, and says why itself."""
+    """Another process of this run failed, and says why itself.
+
+    Args:
+        message: What is known of it.
+        could_not_write: Whether it was an OSError.
+    """
+
+    def __init__(self, message: str, could_not_write: bool = False) -> None:
+        super().__init__(message)
+        self.could_not_write = could_not_write
 
 
 @contextmanager
@@ -112,8 +121,9 @@ def failing_together() -> Iterator[None]:
         yield
     except Exception as failure:
         error = failure
-    if largest(int(error is not None)):
-        raise error or OtherProcessFailed("Another process of this run failed")
+    worst = largest(0 if error is None else 1 if isinstance(error, OSError) else 2)
+    if worst:
+        raise error or OtherProcessFailed("Another process of this run failed", could_not_write=worst == 1)
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

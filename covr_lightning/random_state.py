@@ -30,6 +30,16 @@ def set_global_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
 
 
+def derived_seed(seed: int, *which: int) -> int:
+    """A seed of 31 bits, so that small numbers can be added to it, whose draws have nothing to do with those of `seed`.
+
+    Args:
+        seed: Of the run.
+        which: Numbers ≥ 0 that tell one derived seed from another.
+    """
+    return int(np.random.SeedSequence([seed % 2**32, *which]).generate_state(1)[0]) >> 1
+
+
 def generator_state(generator: np.random.Generator) -> dict[str, Any]:
     """The state of a NumPy generator whose state is made of integers (PCG64, NumPy's default)."""
     return dict(generator.bit_generator.state)

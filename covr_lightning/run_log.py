@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from covr_lightning.saving.files import write_atomically
 
 
 class RunCSVLogger(CSVLogger):
@@ -34,25 +38,57 @@ class RunCSVLogger(CSVLogger):
 
 
 class _ContinuedFile(ExperimentWriter):
+    """Appends whole lines or nothing, and keeps the old file until a new one, with other columns, is complete."""
+
     def _check_log_dir_exists(self) -> None:
         """Know the columns of a file that is there; the library's own would delete it."""
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+        self._path = Path(self.metrics_file_path)
+        self._columns: list[str] = []  # of the file
+        if self._path.is_file():
+            with self._path.open(newline="") as file:
+                self._columns = list(csv.DictReader(file).fieldnames or [])
+        self.metrics_keys = list(self._columns)
+
+    def save(self) -> None:
+        """Write what was logged since the last time; if that fails, the file stays as it was and nothing is lost."""
+        if not self.metrics:
+            return
+        self._record_new_keys()
+        if self.metrics_keys != self._columns:
+            self._write_anew([*self._rows(), *self.metrics])
+        else:
+            size = self._path.stat().st_size
+            try:
+                with self._path.open("ab") as file:
+                    file.write(_as_csv(self._columns, self.metrics))
+            except OSError:
+                os.truncate(self._path, size)
+                raise
+        self.metrics = []
 
     def rewind(self, step: int) -> None:
-        path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        part = path.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(path)
+        if self._path.is_file():
+            self._write_anew([row for row in self._rows() if int(row["step"]) <= step])
+
+    def _rows(self) -> list[dict[str, str]]:
+        """Of the file; a line that a kill or a full disk has cut off, or run into another, is left out."""
+        if not self._path.is_file():
+            return []
+        with self._path.open(newline="") as file:
+            lines = [line for line in file if line.endswith("\n")]
+        rows = csv.DictReader(lines, fieldnames=self._columns)
+        return [row for row in rows if None not in row and None not in row.values() and row["step"].isdecimal()]
+
+    def _write_anew(self, rows: list[dict[str, Any]]) -> None:
+        header = dict(zip(self.metrics_keys, self.metrics_keys, strict=True))
+        write_atomically(self._path, [_as_csv(self.metrics_keys, [header, *rows])])
+        self._columns = list(self.metrics_keys)
+
+
+def _as_csv(columns: list[str], rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue().encode()
 
 
 class RunTensorBoardLogger(TensorBoardLogger):

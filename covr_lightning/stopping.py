@@ -56,6 +56,11 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread() and not self._before:
             self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
+    def listen_again(self) -> None:
+        """Take the signals back from a Trainer inside a step, which would end the step in its middle and not save."""
+        for signum in self._before:
+            signal.signal(signum, self._handle)
+
     def uninstall(self) -> None:
         """Give the signals back."""
         for signum, handler in self._before.items():

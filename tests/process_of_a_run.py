@@ -1,10 +1,12 @@
 """One of several processes of a run: `covr`, and afterwards what this process holds as a file.
 
-process_of_a_run.py OUT [ENV_STEPS SIGNAL] -- ARGUMENTS OF COVR, with torchrun's environment variables.
+process_of_a_run.py OUT [ENV_STEPS SIGNAL | training SIGNAL | save ENV_STEPS] -- ARGUMENTS OF COVR, with torchrun's
+environment variables.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -16,6 +18,8 @@ from covr_lightning import processes
 from covr_lightning.agent import SACModule
 from covr_lightning.cli import main
 from covr_lightning.data import ExperienceData
+from covr_lightning.data.experience import Experience
+from covr_lightning.finetune.module import VLMFineTuner
 
 played: list[int] = []
 
@@ -63,11 +67,41 @@ def stop_at(env_steps: int, signum: signal.Signals) -> None:
     ExperienceData._store = store  # type: ignore[method-assign, assignment]
 
 
+def stop_in_training(signum: signal.Signals) -> None:
+    """Send a signal to this process alone in the first batch of a round."""
+    original = VLMFineTuner.loss
+
+    def loss(tuner: VLMFineTuner, *args: object, **kwargs: object) -> object:
+        if not tuner.losses:
+            os.kill(os.getpid(), signum)
+        return original(tuner, *args, **kwargs)  # type: ignore[arg-type]
+
+    VLMFineTuner.loss = loss  # type: ignore[method-assign, assignment]
+
+
+def fail_to_save_at(env_steps: int) -> None:
+    """Have this process alone run out of disk."""
+    original = Experience.save
+
+    def save(experience: Experience) -> object:
+        if experience._counters.env_steps == env_steps:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(experience)
+
+    Experience.save = save  # type: ignore[method-assign, assignment]
+
+
 if __name__ == "__main__":
     dashes = sys.argv.index("--")
     own, arguments = sys.argv[1:dashes], sys.argv[dashes + 1 :]
     watch_evaluations()
     write_at_the_end(Path(own[0]))
     if len(own) > 1 and os.environ["RANK"] == "1":
-        stop_at(int(own[1]), signal.Signals[own[2]])
+        match own[1]:
+            case "training":
+                stop_in_training(signal.Signals[own[2]])
+            case "save":
+                fail_to_save_at(int(own[2]))
+            case env_steps:
+                stop_at(int(env_steps), signal.Signals[own[2]])
     sys.exit(main(arguments))

@@ -37,7 +37,9 @@ def run(
         vlm: Its folder.
         count: Processes.
         more: Of the command line.
-        stop: Environment steps and name of a signal that the second process gets then.
+        stop: What befalls the second process: environment steps and the name of a signal that it gets then;
+            ``training`` and a signal that it gets in a round's first batch; ``save`` and environment steps, where it
+            cannot write its part of the replay.
         status: Exit status of each; if any is not 0, there is nothing to return.
     """
     port, started = str(free_port()), []
@@ -133,8 +135,25 @@ def test_one_process_is_told_to_stop_and_all_resume_exactly(
     run(tmp_path, untrained_vlm, 2, stop=("3200", "SIGTERM"), status=(143, 143))
     resumed = run(tmp_path, untrained_vlm, 2, "--ckpt_path", "last")
     for mine, theirs in zip(resumed, two, strict=True):
-        mine.pop("played"), theirs.pop("played")
+        mine.pop("played"), theirs.pop("played", None)
         assert_same(mine, theirs)
+
+
+def test_a_signal_in_a_round_lets_all_finish_it(two: list[Held], untrained_vlm: Path, tmp_path: Path) -> None:
+    run(tmp_path, untrained_vlm, 2, stop=("training", "SIGTERM"), status=(143, 143))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    assert (saved["counters"]["env_steps"], saved["counters"]["rounds"]) == (3600, 2)
+    resumed = run(tmp_path, untrained_vlm, 2, "--ckpt_path", "last")
+    for mine, theirs in zip(resumed, two, strict=True):
+        mine.pop("played"), theirs.pop("played", None)
+        assert_same(mine, theirs)
+
+
+def test_a_save_that_fails_in_one_process_ends_none(untrained_vlm: Path, tmp_path: Path) -> None:
+    first, _ = run(tmp_path, untrained_vlm, 2, stop=("save", "3040"))
+    assert first["counters"]["env_steps"] == 6000
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    assert saved["counters"]["env_steps"] == 6000
 
 
 def test_a_process_that_dies_ends_the_others(untrained_vlm: Path, tmp_path: Path) -> None:
@@ -167,6 +186,9 @@ def test_other_processes_or_environments_go_on(
     assert contents(second, dealt) == contents(first, [100 // before] * before)
     # An episode that was open then has been cut: each environment's last row before ends one.
     assert all(bool(held["done"][n - 1]) for held, n in zip(second, dealt, strict=True))
+    # No episode comes a second time.
+    begins = [held["pixels"][n].numpy().tobytes() for held, n in zip(second, dealt, strict=True)]
+    assert not {held["pixels"][0].numpy().tobytes() for held in first} & set(begins)
 
 
 def test_each_process_draws_by_its_own_priorities_and_its_share_of_sequences(

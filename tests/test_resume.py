@@ -107,6 +107,29 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert_same_run(run, uninterrupted)
 
 
+def test_a_copied_checkpoint_finds_its_adapter(
+    uninterrupted: Path, untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Outside a folder called `checkpoints` it begins a new run, in a folder of its own.
+    run_before, kept = tmp_path / "before" / "run", tmp_path / "kept.ckpt"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        SignalOnce(signal.SIGTERM, at_env_step(4000), ExperienceData._store).patch(
+            monkeypatch, ExperienceData, "_store"
+        )
+        assert fit(tmp_path / "before", untrained_vlm, *VARIANT) == 143
+    (run_before / "checkpoints" / "last.ckpt").rename(kept)
+    assert fit(tmp_path, untrained_vlm, *VARIANT, "--ckpt_path", str(kept)) == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "run" / "rounds" / "round_002_adapter" / name).read_bytes() == (
+            uninterrupted / "rounds" / "round_002_adapter" / name
+        ).read_bytes()
+    mine, theirs = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (tmp_path / "run", uninterrupted))
+    assert_same(mine["state_dict"], theirs["state_dict"], at="weights")
+    shutil.rmtree(run_before / "rounds")
+    assert fit(tmp_path, untrained_vlm, *VARIANT, "--ckpt_path", str(kept)) == 2
+    assert "was fine-tuned, but its adapter is missing" in capsys.readouterr().err
+
+
 def test_several_environments_are_resumed(untrained_vlm: Path, tmp_path: Path) -> None:
     # 150 agent steps of three environments, 120 environment steps at a time; fewer updates than agent steps, so that a
     # part of one is owed at the stop. Rounds at 1200 and 3600; episodes of one environment end every 3000 steps.
@@ -189,7 +212,7 @@ def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def assert_same(a: Any, b: Any, at: str) -> None:
     """Equal, bit for bit; durations and the replay's place apart."""
-    if at.endswith(("/seconds", "/seconds_renewing", "/peak_memory_mb", "ExperienceData/replays")):
+    if at.endswith(("/seconds", "/seconds_renewing", "/peak_memory_mb", "ExperienceData/replays", "/folder")):
         return
     assert type(a) is type(b), at
     if isinstance(a, torch.Tensor):

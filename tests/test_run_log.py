@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
@@ -37,6 +40,61 @@ def test_tensorboard_shows_one_run_without_what_was_taken_back(tmp_path: Path) -
     shown.Reload()
     points = [(event.step, event.value) for event in shown.Scalars("x")]
     assert points == [*((step, float(step)) for step in range(1, 6)), (6, 60.0), (7, 70.0)]
+
+
+def read(folder: Path) -> list[dict[str, str]]:
+    with (folder / "logs" / "v" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("torn", ["3.5", "3.5,", "3.5,2.5,3\r\n", "3.5,2.5,,3\r\n"])
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, torn: str) -> None:
+    first = RunCSVLogger(tmp_path, name="logs", version="v")
+    first.log_metrics({"x": 1.5, "y": 2.5}, step=1)
+    first.save()
+    path = tmp_path / "logs" / "v" / "metrics.csv"
+    path.write_bytes(path.read_bytes() + torn.encode())
+    second = RunCSVLogger(tmp_path, name="logs", version="v")
+    second.rewind(5)
+    second.log_metrics({"x": 4.5, "y": 5.5}, step=2)
+    second.save()
+    assert [(row["step"], row["x"], row["y"]) for row in read(tmp_path)] == [("1", "1.5", "2.5"), ("2", "4.5", "5.5")]
+
+
+def test_a_write_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = RunCSVLogger(tmp_path, name="logs", version="v")
+    logger.log_metrics({"x": 1.0}, step=1)
+    logger.save()
+    original = Path.open
+
+    class Full:
+        """Half of what is written reaches the disk."""
+
+        def __init__(self, path: Path) -> None:
+            self.path = path
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def write(self, data: bytes) -> None:
+            with original(self.path, "ab") as file:
+                file.write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(path: Path, mode: str = "r", **how: Any) -> Any:
+        return Full(path) if mode == "ab" else original(path, mode, **how)
+
+    logger.log_metrics({"x": 22.0}, step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(OSError, match="No space"):
+            logger.save()
+    assert [row["x"] for row in read(tmp_path)] == ["1.0"]
+    logger.save()
+    assert [row["x"] for row in read(tmp_path)] == ["1.0", "22.0"]
 
 
 def test_a_csv_that_is_not_there_yet_can_be_rewound(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from covr_lightning.data.samplers import RunSampler
 from covr_lightning.data.sequences import SequenceSampler
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
-from covr_lightning.random_state import global_state, set_global_state
+from covr_lightning.random_state import derived_seed, global_state, set_global_state
 from covr_lightning.saving.checkpoints import newest_good_checkpoint
 from covr_lightning.saving.manifest import ReplayPartError
 from covr_lightning.vlm.vlm import VLM
@@ -37,7 +37,6 @@ from covr_lightning.vlm.vlm import VLM
 log = logging.getLogger(__name__)
 
 EVAL_SEED_OFFSET = 10_000
-SEQUENCE_SEED_OFFSET = 20_000
 
 
 class ExperienceData(L.LightningDataModule):
@@ -145,6 +144,7 @@ class ExperienceData(L.LightningDataModule):
         #: Environments whose running episode could not be continued from a checkpoint; None: not even asked, because
         #: processes or environments are others.
         self.cut_envs: list[int] | None = []
+        self._environments_open = False
         self._restored: dict[str, Any] | None = None
         self._global_random_state: dict[str, Any] | None = None
 
@@ -196,6 +196,12 @@ class ExperienceData(L.LightningDataModule):
             if self.vlm is None:
                 raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
             self.vlm.load(self.spec)
+        measured = any(getattr(callback, "measures_vlm", False) for callback in self._trainer.callbacks)  # type: ignore[attr-defined]
+        if model.prior.needs_measure and not measured:
+            raise ConfigError(
+                f"{type(model.prior).__name__} (model.prior) goes by the VLM's error that ProgressiveFineTune measures "
+                "in each round, but trainer.callbacks has none."
+            )
         replay = TensorDictReplayBuffer(
             storage=FrameStackStorage(
                 self.replay_capacity // workers,
@@ -210,9 +216,7 @@ class ExperienceData(L.LightningDataModule):
             replay.sampler.episode_agent_steps = self.spec.episode_env_steps // self.spec.action_repeat
             if replay.sampler.wants_td_errors:
                 model.td_error_listener = replay.update_priority
-        sequences = SequenceSampler.needed_by(
-            model.objective_list, replay.storage, self.spec, own_seed + SEQUENCE_SEED_OFFSET
-        )
+        sequences = SequenceSampler.needed_by(model.objective_list, replay.storage, self.spec, own_seed)
         # Processes that start at different moments may each have found another folder free.
         folder = processes.from_first(self._trainer.default_root_dir)
         self._trainer._default_root_dir = folder  # type: ignore[attr-defined]
@@ -230,13 +234,14 @@ class ExperienceData(L.LightningDataModule):
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
             self.label_every_agent_steps, self.all_envs, own_seed, model.times,
         )  # fmt: skip
-        state, env_seed = self._restored, self.seed
-        goes_on = self.collection.resumes_exactly and (state is None or self._continues(state))
-        if state is not None and not goes_on:  # new environments, which must not play the same episodes
-            env_seed += self.counters.agent_steps
-        self.collection.open(self.env_factory, self.policy, self.env_numbers, env_seed)
-        if state is not None:
-            self._restore(state)
+        if self._restored is not None:
+            self._restore(self._restored)
+
+    def _open_environments(self, seed: int) -> None:
+        """Build the environments, once; after `setup`, since a checkpoint may ask for other seeds."""
+        if not self._environments_open:
+            self._environments_open = True
+            self.collection.open(self.env_factory, self.policy, self.env_numbers, seed)
 
     @property
     def _trainer(self) -> L.Trainer:
@@ -265,6 +270,7 @@ class ExperienceData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches (B,) of transitions, or empty TensorDicts where no update is due."""
+        self._open_environments(self.seed)
         return DataLoader(_Stream(self), batch_size=None, num_workers=0, collate_fn=_as_is, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
@@ -291,6 +297,7 @@ class ExperienceData(L.LightningDataModule):
 
     def stream(self) -> Iterator[TensorDictBase]:
         """Collect, store, label, sample, until the run is over."""
+        self._open_environments(self.seed)
         batches = self.collection.batches()
         if self._global_random_state is not None:  # Lightning drew from it while it made the loaders
             set_global_state(self._global_random_state)
@@ -382,12 +389,17 @@ class ExperienceData(L.LightningDataModule):
         if "processes" not in state:
             return
         self.step_is_open, self._updates_owed = state["step_is_open"], state["updates_owed"]
+        continues = self._continues(state)
+        seed = self.seed
+        if not (continues and self.collection.resumes_exactly):  # no episode and no noise is to come again
+            seed = derived_seed(self.seed, self.counters.agent_steps, 0)
+        self._open_environments(seed)
         try:
-            if self._continues(state):
+            if continues:
                 number = processes.number()
                 self._take_back(state["replays"][number], state["processes"][number])
             else:
-                self._deal_out(state["replays"])
+                self._deal_out(state["replays"], seed + processes.number())
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
             raise ConfigError(f"{error}; {other}.") from error
@@ -407,9 +419,11 @@ class ExperienceData(L.LightningDataModule):
                 "%s cannot continue the episodes it was stopped in: %d cut.", type(cannot).__name__, len(self.cut_envs)
             )
 
-    def _deal_out(self, manifests: list[dict[str, Any]]) -> None:
+    def _deal_out(self, manifests: list[dict[str, Any]], own_seed: int) -> None:
         """Take this process's share of what other numbers of processes and environments have collected."""
         self._experience.take_share(manifests)
+        self._experience.reseed(own_seed)
+        self.policy.reseed(own_seed)
         self.cut_envs = None
         if processes.number() == 0:
             log.warning(

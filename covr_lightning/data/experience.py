@@ -89,7 +89,7 @@ class Experience:
         begin = 0
         for row in (i for i, is_finite in enumerate(finite) if not is_finite):
             self._write(rows[begin:row])
-            self._leave_out(int(rows["env"][row]))
+            self._leave_out(int(rows["env"][row]), bool(rows["next", "done"][row]))
             begin = row + 1
         self._write(rows[begin:])
 
@@ -110,20 +110,26 @@ class Experience:
                 listener(env, transition)
             self._returns[own] += float(transition["next", "reward"])
             if bool(transition["next", "done"]):
-                self._counters.episodes += 1
-                self.last_training_return, self._returns[own] = self._returns[own], 0.0
-                self._end_label_episode(env)
+                self._end_episode(own)
+
+    def _end_episode(self, own: int) -> None:
+        self._counters.episodes += 1
+        self.last_training_return, self._returns[own] = self._returns[own], 0.0
+        self._end_label_episode(own + self._env_numbers.start)
 
     def _end_label_episode(self, env: int) -> None:
         if self.labels is not None:
             self.labels.end_episode(env)
 
-    def _leave_out(self, env: int) -> None:
-        self._steps[env - self._env_numbers.start] += 1
+    def _leave_out(self, env: int, done: bool) -> None:
+        own = env - self._env_numbers.start
+        self._steps[own] += 1
         self.storage.cut_episode(env)
         self._end_label_episode(env)
         for listener in self._listeners:
             listener(env, None)
+        if done:
+            self._end_episode(own)
 
     def sample(self, progress: float) -> TensorDictBase:
         """Draw an update's batch.
@@ -190,6 +196,12 @@ class Experience:
         deal_out(self._parts, manifests, self.storage, processes.number(), processes.count())
         self._continue_writing()
         self.replay.sampler.extend(torch.arange(len(self.storage)))  # its own state is of other rows
+
+    def reseed(self, seed: int) -> None:
+        """Draw with other random numbers from here on."""
+        self.replay._rng.manual_seed(seed)
+        if self.sequences is not None:
+            self.sequences.reseed(seed)
 
     def _continue_writing(self) -> None:
         written, capacity = self.storage.last_row_id + 1, self.storage.max_size

@@ -110,6 +110,11 @@ class ExplorationPolicy(TensorDictModuleBase):
         self._actor_noise, self._actor_noise_state = None, state["actor"]
         self._held = state["held"]
 
+    def reseed(self, seed: int) -> None:
+        """Draw other noise from here on; no action is held."""
+        self.noise.manual_seed(seed)
+        self._seed, self._actor_noise, self._actor_noise_state, self._held = seed, None, None, None
+
     def for_workers(self) -> WorkerPolicy:
         """The same for workers in processes of their own."""
         return WorkerPolicy(self._acting.actor_alone(), self.action_dim, self.warmup_agent_steps, self.envs)

@@ -15,6 +15,9 @@ from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 
+#: Added to a seed, so that what draws transitions with it draws other numbers.
+SEED_OFFSET = 20_000
+
 
 class SequenceSampler:
     """Draws windows of L consecutive transitions of one episode, each that the replay holds as likely as another.
@@ -34,7 +37,8 @@ class SequenceSampler:
         self.storage = storage
         self.length = length
         self.count = count
-        self._rng = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator()
+        self.reseed(seed)
 
     @classmethod
     def needed_by(
@@ -115,6 +119,7 @@ class SequenceSampler:
     def _that_end(self, position: Tensor) -> Tensor:
         """Those of some positions whose rows a window can end with, in the same order."""
         previous, oldest = self.storage.column("previous_row"), self.storage.oldest_row
+        position = position.to(previous.device)
         row = self.storage.column("row_id")[position]
         for _ in range(self.length - 1):
             row = previous[row % self.storage.max_size]
@@ -138,6 +143,10 @@ class SequenceSampler:
         for _ in range(self.length - 1):
             positions.append(previous[positions[-1]] % self.storage.max_size)
         return torch.stack(positions[::-1], dim=1)
+
+    def reseed(self, seed: int) -> None:
+        """Draw with other random numbers from here on."""
+        self._rng.manual_seed(seed + SEED_OFFSET)
 
     def state_dict(self) -> dict[str, Any]:
         """The generator's state; all else follows from the storage."""

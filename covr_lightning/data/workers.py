@@ -39,6 +39,7 @@ from covr_lightning.envs.child import (
 )
 from covr_lightning.envs.process import EnvProcesses
 from covr_lightning.errors import ConfigError, EnvironmentLost
+from covr_lightning.random_state import derived_seed
 from covr_lightning.stopping import SIGNALS
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class Workplace:
 
     def noise_seed(self) -> int:
         """Of this worker's noise alone."""
-        return int(np.random.SeedSequence([self.seed % 2**32, self.numbers.start]).generate_state(1)[0])
+        return derived_seed(self.seed, self.numbers.start)
 
     def noise(self) -> dict[str, Any] | None:
         """The noise to go on with."""

@@ -13,6 +13,7 @@ import numpy as np
 from covr_lightning.envs.base import EnvFactory, PixelEnv
 from covr_lightning.envs.child import Child, ChildLost
 from covr_lightning.errors import ConfigError, EnvironmentLost
+from covr_lightning.random_state import derived_seed
 from covr_lightning.stopping import stop_signals
 
 logger = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ class EnvProcess(PixelEnv):
         """The seed of the next restart."""
         if self._asked_seed is not None:
             return self._asked_seed
-        return int(np.random.SeedSequence([self._seed % 2**32, self.restarts + 1]).generate_state(1)[0])
+        return derived_seed(self._seed, self.restarts + 1)
 
     def _start(self, seed: int) -> None:
         try:

@@ -16,6 +16,7 @@ import torch.distributed
 from torch import Tensor
 
 from covr_lightning.finetune.module import DivergedError, FineTuneSettings, VLMFineTuner
+from covr_lightning.stopping import stop_signals
 from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def _fit(
     with quiet_lightning(), torch.enable_grad():
         # A strategy or a plugin serves one Trainer, hence the copy.
         arguments: dict[str, Any] = {"enable_progress_bar": False, **copy.deepcopy(trainer_kwargs)}
+        callbacks = arguments.pop("callbacks", None) or []
         trainer = L.Trainer(
             max_epochs=settings.epochs,
             max_steps=settings.max_steps,
@@ -96,6 +98,7 @@ def _fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             inference_mode=False,
+            callbacks=[*(callbacks if isinstance(callbacks, list) else [callbacks]), _LeaveSignals()],
             **{**arguments, "use_distributed_sampler": False},  # the module shares each batch out itself
         )
         try:
@@ -104,6 +107,13 @@ def _fit(
             tuner.finish()
     if not all(torch.isfinite(p).all() for p in tuner.model.parameters() if p.requires_grad):
         raise DivergedError("the adapter is not finite after the last step")
+
+
+class _LeaveSignals(L.Callback):
+    """Leaves signals to the run whose round this is; Lightning's Trainer has just put its own handlers before them."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stop_signals.listen_again()
 
 
 def is_distributed() -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 #: What the name of a file ends in while it is written. One that a killed process left is written over or removed later.
 UNFINISHED = ".part"
@@ -38,6 +41,14 @@ def write_atomically(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def write_or_warn(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file as :func:`write_atomically` does, or warn: a run goes on without it, or writes it again later."""
+    try:
+        write_atomically(path, pieces)
+    except OSError as error:
+        log.warning("%s could not be written (%s).", path, error.strerror)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -34,12 +34,22 @@ class LoRA:
         alpha: Scale: the update counts α/r. The paper takes 256 on CARLA and 16 elsewhere.
         dropout: Dropout before A, while training.
         targets: Modules that get an adapter, by the ends of their names, or one regular expression for whole names.
+
+    Raises:
+        ConfigError: Rank, alpha or dropout is out of range.
     """
 
     rank: int = 128
     alpha: int = 16
     dropout: float = 0.05
     targets: str | Sequence[str] = LORA_TARGETS
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("alpha", self.alpha)):
+            if value < 1:
+                raise ConfigError(f"vlm.lora.{name} is {value}; it must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"vlm.lora.dropout is {self.dropout}; it must be at least 0 and below 1.")
 
 
 def add_lora(model: Any, lora: LoRA) -> Any:
@@ -65,8 +75,7 @@ def add_lora(model: Any, lora: LoRA) -> Any:
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             return get_peft_model(model, config).eval()
     except ValueError as error:
-        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-        raise ConfigError(f"vlm.lora.targets is {targets!r}, which names no module of the VLM ({error}).") from error
+        raise _no_targets(lora) from error
 
 
 def renew_lora(model: Any) -> None:
@@ -89,6 +98,24 @@ def lora_modules(model: Any, lora: LoRA) -> list[str]:
 
     config = _config(lora)
     return [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
+
+
+def check_targets(model: Any, lora: LoRA) -> None:
+    """Check that :func:`add_lora` would find a module, before the first round needs it.
+
+    Raises:
+        ConfigError: No module's name ends in any of the targets.
+    """
+    if not lora_modules(model, lora):
+        raise _no_targets(lora)
+
+
+def _no_targets(lora: LoRA) -> ConfigError:
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    return ConfigError(
+        f"vlm.lora.targets is {targets!r}, which names no module of the VLM; it can be ends of its modules' names, "
+        f"such as {', '.join(LORA_TARGETS[:4])}, or one regular expression for whole names."
+    )
 
 
 def _config(lora: LoRA) -> Any:

@@ -13,7 +13,16 @@ from torch import Tensor
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText
-from covr_lightning.vlm.adapters import LORA_TARGETS, LoRA, add_lora, load_lora, merge_lora, renew_lora, save_lora
+from covr_lightning.vlm.adapters import (
+    LORA_TARGETS,
+    LoRA,
+    add_lora,
+    check_targets,
+    load_lora,
+    merge_lora,
+    renew_lora,
+    save_lora,
+)
 from covr_lightning.vlm.decode_loop import base_model
 from covr_lightning.vlm.decoding import Decoder, Decoding
 from covr_lightning.vlm.engines.engine import Engine, LocalEngine
@@ -220,6 +229,15 @@ class VLM:
         """Draw the adapter anew from torch's generator, so that it changes nothing yet."""
         renew_lora(self.model)
         self.weights_changed()
+
+    def check_targets(self) -> None:
+        """Check that the adapter settings fit the loaded weights, before the first round needs them.
+
+        Raises:
+            ConfigError: No module's name ends in any of ``lora.targets``.
+        """
+        if not self.has_adapter:
+            check_targets(self.model, self.lora)
 
     @property
     def has_adapter(self) -> bool:

@@ -57,6 +57,9 @@ class FakeVLM:
     def load_weights(self) -> None:
         self.calls.append("load_weights")
 
+    def check_targets(self) -> None:
+        self.calls.append("check_targets")
+
 
 def set_up(callback: ProgressiveFineTune, agent: SACModule | None = None) -> tuple[ProgressiveFineTune, FakeVLM, int]:
     vlm, agent = FakeVLM(), agent or small_agent()
@@ -68,19 +71,24 @@ def set_up(callback: ProgressiveFineTune, agent: SACModule | None = None) -> tup
 
 def test_a_round_draws_from_the_seed_of_the_data_unless_it_has_one() -> None:
     callback, vlm, listeners = set_up(ProgressiveFineTune())
-    assert (callback.settings.seed, vlm.calls, listeners) == (7, ["load", "load_weights"], 1)
+    assert (callback.settings.seed, vlm.calls, listeners) == (7, ["load", "load_weights", "check_targets"], 1)
     assert set_up(ProgressiveFineTune(settings=FineTuneSettings(seed=3)))[0].settings.seed == 3
 
 
 def test_without_rounds_nothing_is_loaded_and_nothing_kept() -> None:
     callback, vlm, listeners = set_up(ProgressiveFineTune(schedule=NeverSchedule()))
     assert (callback.buffer, vlm.calls, listeners) == (None, [], 0)
-    assert callback.state_dict() == {"reports": [], "buffers": [None]}
+    assert callback.state_dict() == {"reports": [], "buffers": [None], "folder": None}
 
 
 def test_a_skilled_prior_needs_rows_that_are_held_out() -> None:
     with pytest.raises(ConfigError, match=r"SkilledPrior \(model\.prior\).*settings\.held_out .* must be above 0"):
         set_up(ProgressiveFineTune(settings=FineTuneSettings(held_out=0)), small_agent(SkilledPrior()))
+
+
+def test_a_skilled_prior_needs_a_round() -> None:
+    with pytest.raises(ConfigError, match=r"SkilledPrior \(model\.prior\).*no round is due within .* = 100000"):
+        set_up(ProgressiveFineTune(schedule=NeverSchedule()), small_agent(SkilledPrior()))
 
 
 def test_a_resumed_run_tells_its_prior_what_its_rounds_measured(tmp_path: Path) -> None:

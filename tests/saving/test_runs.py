@@ -286,6 +286,27 @@ def test_a_full_disk(
     assert env_steps_saved(checkpoints / "last.ckpt") == 2400
 
 
+def test_a_disk_that_is_full_in_an_evaluation(
+    covr: Callable[..., int], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, filler, during = ExperienceData._store, small_disk / "filler", small_disk / "run" / "curve.csv"
+    curves: list[str] = []
+
+    def filling(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 960:  # the evaluation comes at 1000
+            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        if data.counters.env_steps == 1640:
+            curves.append(during.read_text())
+            filler.unlink()
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", filling)
+    assert covr("fit", runs=small_disk) == 0
+    assert [line.split(",")[0] for line in curves[0].splitlines()] == ["env_steps", "40"]  # the old one, whole
+    assert [point["env_steps"] for point in summary(small_disk / "run")["curve"]] == [40, 1000, 2000]
+    assert [line.split(",")[0] for line in during.read_text().splitlines()] == ["env_steps", "40", "1000", "2000"]
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,11 +63,21 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
     assert planned[4].log.read_text().count("ok at work") == 1
 
 
+@pytest.fixture
+def hang_up_is_not_ignored() -> Iterator[None]:
+    """As it is under nohup, which a sweep respects."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("signum", "told"),
     [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)],
 )
-def test_a_signal_stops_what_runs_and_the_same_sweep_goes_on(tmp_path: Path, signum: int, told: int) -> None:
+def test_a_signal_stops_what_runs_and_the_same_sweep_goes_on(
+    tmp_path: Path, signum: int, told: int, hang_up_is_not_ignored: None
+) -> None:
     planned = runs(tmp_path, "ok", "waits", seeds=(1, 2))
 
     def stop() -> None:
