@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,14 @@ USAGE = """usage: covr COMMAND ...
   covr configs                                       the shipped configs
   covr train-embedded-vlm --out FOLDER               train the embedded VLM by its recipe
 
-`covr fit --help` lists every key."""
+Keys: `covr fit --help` lists the trainer's and the run's, `covr fit --config NAME.yaml --data.help` (or --model.help) a
+config's, `--model.prior.help DelayedPrior` a class's, and --print_config all, with their values."""
 
+
+EXPORT_USAGE = """usage: covr export --config NAME.yaml --ckpt_path FILE --out FOLDER [--KEY VALUE ...]
+
+Writes FOLDER/policy.pt2 (torch.export) and FOLDER/policy.onnx. Config and keys are those that the checkpoint was
+trained with."""
 
 #: How OpenMP's threads wait, where the user has not said it.
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
@@ -80,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
 def _config_error(error: BaseException | None) -> ConfigError | None:
     """The ConfigError behind an error: the argument parser wraps what a class raises when it is built."""
     while error is not None and not isinstance(error, ConfigError):
+        if type(error).__name__ == "MisconfigurationException":  # Lightning's, of a Trainer's settings
+            return ConfigError(f"trainer: {' '.join(str(error).split())}")
         error = error.__cause__
     return error
 
@@ -103,6 +112,12 @@ def _dispatch(arguments: list[str]) -> int:
         "benchmark": _benchmark,
         "report": _report,
     }
+    if command in ("doctor", "configs"):
+        if {"-h", "--help"} & set(arguments):
+            print(USAGE)
+            return 0
+        if len(arguments) > 1:
+            raise ConfigError(f"`covr {command}` takes no arguments, but {' '.join(arguments[1:])} is given.")
     if command in own:
         return own[command](arguments[1:])
     if command not in ("fit", "validate", "test"):
@@ -144,6 +159,9 @@ def _configs(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(EXPORT_USAGE)
+        return 0
     rest, folder = list(arguments), ""
     for i, argument in enumerate(arguments):
         if argument == "--out" and i + 1 < len(arguments):
@@ -184,15 +202,20 @@ def _train_embedded_vlm(arguments: list[str]) -> int:
 
     from covr_lightning.vlm.embedded.recipe import train_embedded_vlm
 
-    parser = ArgumentParser(prog="covr train-embedded-vlm", description="Train the embedded VLM by its recipe.")
+    parser = ArgumentParser(
+        prog="covr train-embedded-vlm", description="Train the embedded VLM by its recipe.", exit_on_error=False
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parsed = parser.parse_args(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"`covr train-embedded-vlm`: {' '.join(str(error).split())}.") from error
     train_embedded_vlm(parsed.out, seed=parsed.seed)
     return 0
 
 
-def run_folder(root: Path, name: str, ckpt_path: str | None) -> Path:
+def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False) -> Path:
     """The folder of a run: ``root/name``, or the first free ``root/name-N``.
 
     Args:
@@ -200,6 +223,7 @@ def run_folder(root: Path, name: str, ckpt_path: str | None) -> Path:
         name: The run's name.
         ckpt_path: With ``"last"``, the newest existing folder that has a last checkpoint is meant; with a checkpoint
             inside a run's folder, that folder.
+        anew: A checkpoint inside a run's folder of another name begins a new run.
 
     Raises:
         ConfigError: ``"last"`` is asked for and there is none.
@@ -211,7 +235,9 @@ def run_folder(root: Path, name: str, ckpt_path: str | None) -> Path:
             raise ConfigError(f"--ckpt_path last: no run {root / name} has a last checkpoint yet.")
         return max(saved, key=lambda p: (p / "checkpoints" / "last.ckpt").stat().st_mtime)
     if ckpt_path is not None and Path(ckpt_path).parent.name == "checkpoints":
-        return Path(ckpt_path).parent.parent
+        of_run = Path(ckpt_path).parent.parent
+        if not anew or re.fullmatch(re.escape(name) + r"(-\d+)?", of_run.resolve().name):
+            return of_run
     folder, n = root / name, 2
     while folder.exists():
         folder, n = root / f"{name}-{n}", n + 1

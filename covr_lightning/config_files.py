@@ -83,7 +83,7 @@ def no_config(kind: str, name: str, bundled: dict[str, Path], option: str) -> Co
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ConfigError(
         f"No {kind} {name!r} in {Path.cwd()} or among the shipped ones ({option}): {hint}"
-        f"Shipped are {', '.join(bundled)}."
+        "`covr configs` lists those that are shipped."
     )
 
 

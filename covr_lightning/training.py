@@ -15,6 +15,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
@@ -80,6 +81,7 @@ class CovrCLI(ParsingCLI):
     """LightningCLI with a `vlm` key, a run folder, and what every run wants."""
 
     run_name = "run"
+    command: str | None = None  # if it is another than the subcommand
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside `model`, `data` and `trainer`, and fill in what one part knows of another."""
@@ -96,9 +98,21 @@ class CovrCLI(ParsingCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Give the Trainer the run's folder, loggers, checkpoints and callbacks, unless the YAML has its own."""
         config = self._get(self.config, "trainer")
-        ckpt_path = self.config[self.subcommand].get("ckpt_path")
-        name = self._get(self.config, "name") or self.run_name
-        folder = run_folder(Path(self._get(self.config, "runs_dir")), name, ckpt_path)
+        _check_lengths(config)
+        ckpt_path, fitting = self.config[self.subcommand].get("ckpt_path"), self.subcommand == "fit"
+        if not fitting and ckpt_path is None and self._get(self.config, "actor") == "policy":
+            alone = "" if self.command == "export" else ", or --actor vlm, for the VLM alone"
+            raise ConfigError(
+                f"`covr {self.command or self.subcommand}` needs --ckpt_path, e.g. --ckpt_path "
+                f"runs/NAME/checkpoints/best.ckpt{alone}."
+            )
+        name = self._get(self.config, "name")
+        folder = run_folder(
+            Path(self._get(self.config, "runs_dir")),
+            name or self.run_name,
+            ckpt_path,
+            anew=fitting and name is not None,
+        )
         if ckpt_path == "last":
             self.config_init[self.subcommand]["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")
         elif ckpt_path is not None and not Path(ckpt_path).is_file():
@@ -108,7 +122,6 @@ class CovrCLI(ParsingCLI):
         kwargs["max_steps"] = -1
         kwargs["num_sanity_val_steps"] = 0
         kwargs["check_val_every_n_epoch"] = 1
-        fitting = self.subcommand == "fit"
         kwargs["logger"] = self._loggers(folder) if fitting else False
         trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
         if fitting:
@@ -130,13 +143,22 @@ class CovrCLI(ParsingCLI):
         if self._get(self.config, "video"):
             trainer_callbacks.append(EvaluationVideo())
         kwargs["use_distributed_sampler"] = False  # the data share themselves out
-        trainer = super().instantiate_trainer(**kwargs, callbacks=list(trainer_callbacks))
+        trainer = self._trainer(**kwargs, callbacks=list(trainer_callbacks))
         if fitting and trainer.world_size > 1:
             check_agent_strategy(trainer.strategy)
-            trainer = super().instantiate_trainer(**kwargs, callbacks=trainer_callbacks, strategy=AgentDDP())
+            trainer = self._trainer(**kwargs, callbacks=trainer_callbacks, strategy=AgentDDP())
             if trainer.global_rank:
                 logging.getLogger("covr_lightning").setLevel(logging.WARNING)
         return trainer
+
+    def _trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's Trainer, whose complaints are of what stands below ``trainer``."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _vlm_file(self, folder: Path) -> Path | None:
         """Where ``covr report`` looks for what this VLM does alone: in the run whose round its adapter is of.
@@ -174,8 +196,11 @@ class _SaveConfig(SaveConfigCallback):
     """Writes the run's full configuration to its folder, ``config.yaml``."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write it once, when training starts."""
-        if stage == "fit" and trainer.is_global_zero:
+        """Nothing yet: a checkpoint that is refused must leave its run as it is."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it, when a checkpoint has been taken over."""
+        if trainer.is_global_zero:
             _write_config(self.parser, self.config, Path(trainer.default_root_dir) / self.config_filename)
 
 
@@ -185,6 +210,20 @@ def _write_config(parser: LightningArgumentParser, config: Any, path: Path) -> N
     config.base = None  # what it builds on is in it now
     text = parser.dump(config, skip_none=False)
     path.write_text(masked(text), encoding="utf-8")
+
+
+def _check_lengths(trainer: Any) -> None:
+    """Refuse those of the Trainer's lengths that a run has keys of its own for.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    for key, default, own in (
+        ("max_epochs", None, "data.max_env_steps"), ("max_steps", -1, "data.max_env_steps"),
+        ("check_val_every_n_epoch", 1, "data.eval_every_env_steps"), ("default_root_dir", None, "runs_dir and name"),
+    ):  # fmt: skip
+        if trainer.get(key) not in (default, None):
+            raise ConfigError(f"trainer.{key} is {trainer[key]!r}, which says nothing to a run; set {own} instead.")
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:
@@ -236,12 +275,10 @@ class _ExportCLI(CovrCLI):
     """Builds a run's parts, loads the checkpoint, and writes the policy instead of running anything."""
 
     folder: Path
+    command = "export"
 
     def _run_subcommand(self, subcommand: str) -> None:
-        path = self._get(self.config_init, "ckpt_path")
-        if path is None:
-            raise ConfigError("`covr export` needs --ckpt_path, e.g. --ckpt_path runs/NAME/checkpoints/best.ckpt.")
-        checkpoint = load_checkpoint(Path(path))
+        checkpoint = load_checkpoint(Path(self._get(self.config_init, "ckpt_path")))
         check_checkpoint(checkpoint.get("covr_spec"), self.model.spec)
         self.model.load_state_dict(checkpoint["state_dict"])
         for file in export_policy(self.model, self.folder):

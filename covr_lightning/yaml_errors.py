@@ -33,6 +33,7 @@ _SUBTYPES = re.compile(r"Subtypes: (.+)")
 _CLASS = re.compile(r"Problem with given class_path '(.+)':")
 _GIVEN = re.compile(r"Given value: (.*)")
 _BETWEEN = re.compile(r"|Does not validate against any of the Union subtypes|Errors:|Expected a path but .*")
+_PIECE = "if it is a piece to add to another one, put that before it (--config road_hw.yaml --config PIECE.yaml)"
 # The leaves.
 _NOT_OF_THE_PARSER = re.compile(r"Subcommand '.+' does not accept option '(.+)'|unrecognized arguments: --([\w.]+).*")
 _NOT_OF_THE_CLASS = re.compile(r"Option '(.+)' is not accepted")
@@ -89,6 +90,9 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
             return _no_key_of_the_parser(found[1] or found[2], parser)
         elif found := _NOT_OF_THE_CLASS.fullmatch(line):
             return _no_key_of_the_class(key, found[1], owner)
+        elif (found := _MISSING.fullmatch(line)) and not owner:
+            missing = [name.split(".")[-1] for name in found[1].split(", ")]
+            return f"The config has no {' and no '.join(missing)}; {_PIECE}."
         elif found := _MISSING.fullmatch(line):
             return f"{key} lacks what {_last(owner)} needs: {found[1]}."
         elif found := _VALUE.fullmatch(line):
@@ -128,6 +132,8 @@ def _no_key_of_the_parser(key: str, parser: ArgumentParser) -> str:
 
 def _no_key_of_the_class(key: str, option: str, owner: str) -> str:
     names = _arguments(owner)
+    if not names:
+        return f"{key} gives keys to a class of a config before it, but there is none; {_PIECE}."
     first = option.split(".")[0]
     wrong = option if first in names else first
     hint = _did_you_mean(wrong, names)

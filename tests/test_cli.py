@@ -40,6 +40,24 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
             [*QUICK, "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp_spawn"],
             ["trainer.strategy", "spawns", "auto or ddp"],
         ),
+        ([*QUICK, "--trainer.accelerator", "banana"], ["trainer: ", "'banana'", "cpu"]),
+        ([*QUICK, "--trainer.devices", "0"], ["trainer: ", "devices='0'"]),
+        ([*QUICK, "--trainer.strategy", "foo"], ["trainer: ", "'foo'"]),
+        ([*QUICK, "--trainer.gradient_clip_val", "1"], ["trainer: ", "gradient_clip_val"]),
+        ([*QUICK, "--trainer.max_epochs", "3"], ["trainer.max_epochs is 3", "data.max_env_steps"]),
+        ([*QUICK, "--trainer.default_root_dir", "x"], ["trainer.default_root_dir is 'x'", "runs_dir"]),
+        ([*QUICK, "--data.seed", "-1"], ["data.seed is -1", "0 to 2147483647"]),
+        ([*QUICK, "--model.strides", "[2,-1]"], ["model.strides is [2, -1]", "at least 1"]),
+        ([*QUICK, "--model.prior.after_rounds", "-3"], ["model.prior.after_rounds is -3", "0 or more"]),
+        ([*QUICK, "--vlm.lora.rank", "0"], ["vlm.lora.rank is 0", "at least 1"]),
+        ([*QUICK, "--vlm.lora.targets", "nothing"], ["vlm.lora.targets is 'nothing'", "q_proj"]),
+        (["test", "--config", "quickstart.yaml"], ["`covr test`", "--ckpt_path", "--actor vlm"]),
+        (["validate", "--config", "quickstart.yaml"], ["`covr validate`", "--ckpt_path"]),
+        (["export", "--config", "quickstart.yaml", "--out", "x"], ["`covr export`", "--ckpt_path"]),
+        (["export", "--config", "quickstart.yaml"], ["`covr export`", "--out"]),
+        (["train-embedded-vlm"], ["train-embedded-vlm", "out"]),
+        (["doctor", "--foo"], ["`covr doctor`", "no arguments", "--foo"]),
+        (["configs", "--foo"], ["`covr configs`", "--foo"]),
         (["fit"], ["--config"]),
         (["fti"], ["'fti'", "fit, validate, test"]),
     ],
@@ -52,6 +70,34 @@ def test_wrong_input(
     sentence = refused(capsys, arguments)
     for part in parts:
         assert part in sentence
+
+
+def test_a_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sentence = refused(capsys, [*QUICK, "--runs_dir", str(tmp_path / "file")])
+    assert str(tmp_path / "file" / "quickstart") in sentence
+    assert "--runs_dir" in sentence
+
+
+def test_a_prior_that_goes_by_what_nothing_measures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "alone.yaml"
+    config.write_text(
+        "base: dmc_dpl.yaml\nmodel: {init_args: {prior: {class_path: covr_lightning.agent.SkilledPrior}}}"
+    )
+    arguments = ["fit", "--config", str(config), "--vlm.path", "embedded", "--runs_dir", str(tmp_path)]
+    sentence = refused(capsys, arguments)
+    assert "SkilledPrior (model.prior)" in sentence
+
+
+def test_a_checkpoint_that_is_refused_leaves_its_run_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    last, config = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "run" / "config.yaml"
+    last.write_text("no checkpoint")
+    config.write_text("the run's")
+    assert "last.ckpt" in refused(capsys, [*QUICK, "--ckpt_path", str(last)])
+    assert config.read_text() == "the run's"
 
 
 def test_vlm_folder_without_a_processor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -128,7 +174,10 @@ def test_run_folders(tmp_path: Path) -> None:
     (tmp_path / "ab" / "checkpoints").mkdir(parents=True)
     (tmp_path / "ab" / "checkpoints" / "last.ckpt").touch()  # another run's
     assert run_folder(tmp_path, "a", "last") == tmp_path / "a"
-    assert run_folder(tmp_path, "b", str(tmp_path / "a" / "checkpoints" / "last.ckpt")) == tmp_path / "a"
+    last = str(tmp_path / "a" / "checkpoints" / "last.ckpt")
+    assert run_folder(tmp_path, "b", last) == tmp_path / "a"
+    assert run_folder(tmp_path, "a", last, anew=True) == tmp_path / "a"
+    assert run_folder(tmp_path, "b", last, anew=True) == tmp_path / "b"
 
 
 def test_help_version_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +186,9 @@ def test_help_version_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert main(["configs"]) == 0
     assert "quickstart.yaml" in capsys.readouterr().out
+    for command in ("doctor", "configs", "export"):
+        assert main([command, "--help"]) == 0
+        assert "usage: covr" in capsys.readouterr().out
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -190,3 +190,13 @@ def test_help_is_still_shown(capsys: pytest.CaptureFixture[str]) -> None:
         main(["fit", "--help"])
     assert left.value.code == 0
     assert "--vlm.path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("piece", "start"), [("crop.yaml", "The config has no data"), ("qlora.yaml", "trainer.callbacks ")]
+)
+def test_a_piece_alone(capsys: pytest.CaptureFixture[str], piece: str, start: str) -> None:
+    assert main(["fit", "--config", piece]) == 2
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence.startswith(f"covr: {start}")
+    assert "put that before it" in sentence

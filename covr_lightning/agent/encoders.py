@@ -56,6 +56,8 @@ class ConvTrunk(Encoder):
 
     def build(self, channels: int, image_size: tuple[int, int], filters: int, strides: Sequence[int]) -> None:
         """Create one convolution per stride. RAD: (2, 1, 1, 1)."""
+        if not strides or min(strides) < 1:
+            raise ConfigError(f"model.strides is {list(strides)}; it must be numbers of at least 1, one a convolution.")
         layers: list[nn.Module] = []
         for i, stride in enumerate(strides):
             layers += [nn.Conv2d(channels if i == 0 else filters, filters, 3, stride=stride), nn.ReLU(inplace=True)]

@@ -142,7 +142,7 @@ class DelayedPrior(Prior):
     ) -> None:
         super().__init__(action, mean_over)
         self.lam = _not_negative("lam", lam)
-        self.after_rounds = after_rounds
+        self.after_rounds = int(_not_negative("after_rounds", after_rounds))
         self.label_early = label_early
 
     def weight(self, counters: Counters) -> float:

@@ -1,5 +1,6 @@
 """The agent's experience: collecting it, keeping it, labelling it, handing it out."""
 
+from covr_lightning.data.collection import OneCollector
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
@@ -16,6 +17,7 @@ __all__ = [
     "ExplorationPolicy",
     "FrameStackStorage",
     "LabelQueue",
+    "OneCollector",
     "ProportionalSampler",
     "RayWorkers",
     "ReturnSampler",

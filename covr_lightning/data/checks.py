@@ -26,6 +26,8 @@ def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:
     for name in _AT_LEAST_ONE:
         if arguments[name] < 1:
             raise ConfigError(f"data.{name} is {arguments[name]}; it must be at least 1.")
+    if not 0 <= arguments["seed"] < 2**31:
+        raise ConfigError(f"data.seed is {arguments['seed']}; it can be 0 to {2**31 - 1}.")
     batch_size, warmup, capacity = (arguments[n] for n in ("batch_size", "warmup_agent_steps", "replay_capacity"))
     if batch_size > warmup:
         raise ConfigError(

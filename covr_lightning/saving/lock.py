@@ -29,7 +29,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         folder: The run's folder; made if need be.
 
     Raises:
-        ConfigError: Another run holds it.
+        ConfigError: Another run holds it, or it cannot be made.
     """
     from lightning.pytorch.utilities.rank_zero import rank_zero_only  # slow, and a reader of LOCK_FILE needs none of it
 
@@ -37,7 +37,10 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
         return
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The run's folder {folder} cannot be made ({error.strerror}; --runs_dir).") from error
     lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
