@@ -31,8 +31,7 @@ class Comparison:
 
 def comparison(run: Run) -> Comparison | None:
     """The paper's results on a run's task; None if it has none."""
-    env = run.setting("data", "env", default={})
-    kind = str(env.get("class_path", "")).rsplit(".", 1)[-1]
+    kind = run.env
     if kind in ("Carla", "Road"):
         scenario = str(run.setting("data", "env", "scenario", default="highway"))
         if scenario not in _DRIVING:

@@ -71,6 +71,16 @@ class Run:
         return int(self.setting("data", "seed", default=self.configuration.get("seed_everything") or 0))
 
     @property
+    def env(self) -> str:
+        """Class name of its environment."""
+        return class_name(self.setting("data", "env")) or "?"
+
+    @property
+    def task(self) -> str:
+        """Its task or scenario; empty if its environment has but one."""
+        return str(self.setting("data", "env", "task", default=self.setting("data", "env", "scenario", default="")))
+
+    @property
     def length(self) -> int:
         """Environment steps that it is to have."""
         return int(self.setting("data", "max_env_steps", default=0))
@@ -99,8 +109,8 @@ class Run:
     def fine_tuning(self) -> dict[str, Any] | None:
         """Arguments of its ProgressiveFineTune; None if it has none."""
         for callback in self.setting("trainer", "callbacks", default=[]) or []:
-            if str(callback.get("class_path", "")).endswith("ProgressiveFineTune"):
-                return callback.get("init_args") or {}
+            if class_name(callback) == "ProgressiveFineTune":
+                return (callback.get("init_args") or {}) if isinstance(callback, dict) else {}
         return None
 
     @property
@@ -183,6 +193,12 @@ def over_seeds(values: Sequence[Measured]) -> Measured:
     return (float(np.mean(means)), float(np.std(means, ddof=1))) if means else (math.nan, math.nan)
 
 
+def class_name(part: Any) -> str:
+    """Name of the class that a part of a configuration is of, without its module; empty for none."""
+    path = part.get("class_path") if isinstance(part, dict) else part
+    return str(path or "").rsplit(".", 1)[-1]
+
+
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The run folders among paths: each is one, or holds some, as a sweep's folder does.
 
@@ -255,18 +271,6 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _name(folder: Path) -> str:
     """A run's name; that of a sweep's config, whose runs are ``NAME/seed_N``."""
     return folder.parent.name if re.fullmatch(r"seed_\d+", folder.name) else folder.name
-
-
-def differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """The keys in which the groups' configurations differ, each with the value of every group; None where missing."""
-    settings = [result_settings(group.runs[0].configuration) for group in groups]
-    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if key not in SEEDS]
-    missing = object()
-    return {
-        key: [one.get(key) for one in settings]
-        for key in keys
-        if any(one.get(key, missing) != settings[0].get(key, missing) for one in settings[1:])
-    }
 
 
 def _numbers(path: Path) -> list[dict[str, float]]:

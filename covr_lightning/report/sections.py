@@ -8,10 +8,10 @@ from html import escape
 from typing import Any
 
 from covr_lightning.report import figures
+from covr_lightning.report.configurations import method
 from covr_lightning.report.page import Page, bar, number, percent, plus_minus, table, text_cell
 from covr_lightning.report.published import comparison, per_round
-from covr_lightning.report.runs import Group, Run, differing, over_seeds
-from covr_lightning.sweep.differences import shown
+from covr_lightning.report.runs import Group, Run, class_name, over_seeds
 
 #: What settings are called on the command line.
 CALLBACK = "--trainer.callbacks"
@@ -20,10 +20,11 @@ _NO_PROFILE = "the run's folder has no <code>profile.json</code>, which a run wr
 
 
 def overview(page: Page, groups: Sequence[Group]) -> None:
-    """A few numbers per group, and how far its runs are."""
+    """What each group is, a few numbers of it, and how far its runs are."""
     page.section("At a glance")
     for group in groups:
         page.add(f"<h3>{escape(group.name)} {_states(group)}</h3>")
+        page.add(f'<p class="small">{escape(method(group.runs[0]))}</p>')
         tiles = [*_return_tiles(group), *_round_tiles(group)]
         page.add(f'<div class="tiles">{"".join(tiles)}</div>')
         for run in group.runs:
@@ -248,29 +249,9 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
                 ),
             ]
         )  # fmt: skip
-        other = str(filter_.get("class_path", "EDDF")).rsplit(".", 1)[-1]
-        if other != "EDDF":
+        other = class_name(filter_)
+        if other not in ("", "EDDF"):
             page.add(f'<p class="small">This run\'s filter is {escape(other)}, which ε does not move.</p>')
-
-
-def differences(page: Page, groups: Sequence[Group]) -> None:
-    """Settings in which the configurations differ."""
-    page.section("Configurations")
-    if len(groups) == 1:
-        page.add(f"<p>All runs have one configuration: {escape(_settings(groups[0].runs[0]))}.</p>")
-        return
-    keys = differing(groups)
-    rows = [[text_cell(key), *(text_cell(shown(value)) for value in values)] for key, values in keys.items()]
-    page.add(table(["key", *(group.name for group in groups)], rows, "Keys that differ; seeds and places left out."))
-
-
-def _settings(run: Run) -> str:
-    env = run.setting("data", "env", "task", default=run.setting("data", "env", "scenario", default="?"))
-    parts = {
-        "task": env, "environment steps": f"{run.length:,}", "batch": run.setting("data", "batch_size", default="?"),
-        "λ": run.setting("model", "prior", "lam", default="–"), "VLM": run.setting("vlm", "path", default="–"),
-    }  # fmt: skip
-    return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def times(page: Page, groups: Sequence[Group]) -> None:
@@ -343,7 +324,7 @@ def _has_rounds(page: Page, group: Group) -> bool:
             "This configuration fine-tunes no VLM: rounds come with the callback "
             "<code>covr_lightning.callbacks.ProgressiveFineTune</code> at <code>trainer.callbacks</code>."
         )
-    elif str((settings.get("schedule") or {}).get("class_path", "")).endswith("NeverSchedule"):
+    elif class_name(settings.get("schedule")) == "NeverSchedule":
         page.missing("This configuration has no rounds: its <code>schedule</code> is <code>NeverSchedule</code>.")
     else:
         psi = ((settings.get("schedule") or {}).get("init_args") or {}).get("psi0_env_steps", 5000)
