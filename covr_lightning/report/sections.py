@@ -235,7 +235,7 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
     page.section(
         "Exploration: ε and the threshold",
         "τ = median + σ(ε)·IQR of the returns. The more the policy still explores, the higher ε. Left over training, "
-        "right where each round (numbered) was on the sigmoid (Fig. 7).",
+        "right where each round was on the sigmoid, its number below; of several seeds each in its colour (Fig. 7).",
     )
     for group in named(page, groups, with_rounds=True):
         filter_ = (group.first.fine_tuning() or {}).get("filter") or {}
