@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.report import configurations, learning, pictures, sections
+from covr_lightning.report import configurations, learning, overview, pictures, sections
 from covr_lightning.report.drawing import style
+from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.page import Page
-from covr_lightning.report.runs import Group, find_runs, group_runs, read_run
+from covr_lightning.report.runs import find_runs, read_run
 from covr_lightning.saving.files import write_atomically
 
 #: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
 PARTS = (
-    sections.overview, learning.learning, sections.rounds, sections.buffer, sections.entropy, pictures.similarity,
+    overview.overview, learning.learning, sections.rounds, sections.buffer, sections.entropy, pictures.similarity,
     pictures.strips, sections.published, configurations.differences, sections.times, pictures.videos,
 )  # fmt: skip
 OF_ROUNDS = (sections.buffer, sections.entropy, pictures.similarity, pictures.strips)

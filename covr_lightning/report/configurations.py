@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from covr_lightning.report.groups import Group
 from covr_lightning.report.page import Page, table, text_cell
-from covr_lightning.report.runs import Group, Run, class_name
+from covr_lightning.report.runs import Run, class_name
 from covr_lightning.sweep.differences import SEEDS, result_settings, shown
 
 #: Value of a key that a configuration does not have.

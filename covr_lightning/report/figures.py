@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from covr_lightning.report.drawing import COLORS, INK, LINE, MUTED, new_figure
-from covr_lightning.report.runs import Columns, Group, Run, VLMAlone, over_seeds
+from covr_lightning.report.groups import Group
+from covr_lightning.report.runs import Columns, Run, VLMAlone
 
 #: Dimensions of an action that a strip shows.
 _SHOWN_DIMENSIONS = 2
@@ -36,10 +38,12 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
                 axes.plot(*zip(*own, strict=True), color=color, linewidth=0.8, alpha=0.45) if own else None
         if not points:
             continue
-        steps, mean, spread = (np.array(column) for column in zip(*points, strict=True))
+        steps = np.array([step for step, _ in points])
+        mean, spread = (np.array([one[i] for _, one in points], dtype=float) for i in (0, 1))
         axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
         mark = "o" if len(steps) < 40 else ""
-        axes.plot(steps, mean, color=color, linewidth=2, label=group.name, marker=mark, markersize=3.5)
+        name_ = f"{group.name}, {group.who(points[-1][1])}" if len(group.runs) > 1 else group.name
+        axes.plot(steps, mean, color=color, linewidth=2, label=name_, marker=mark, markersize=3.5)
         if len(groups) == 1:
             for i, round_ in enumerate(group.first.rounds):
                 text = "fine-tune round" if i == 0 else None
@@ -51,23 +55,36 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
 
 
 def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
-    """Tables 14 and 15: the VLM alone and the policy after each round. None if neither is known."""
+    """Tables 14 and 15: the VLM alone and the policy after each round. None if neither is known.
+
+    A line joins rounds that the same seeds are behind; a round that some of the group's seeds lack is hollow.
+    """
     rounds = group.round_numbers
+    lines = [
+        ("policy", COLORS[0], [(n, group.policy_after(n, name)) for n in rounds if n]),
+        ("VLM alone", COLORS[1], [(n, group.vlm_after(n, name)) for n in rounds]),
+    ]
+    lines = [(title, color, [(n, one) for n, one in line if one.seeds]) for title, color, line in lines]
+    if not any(line for _, _, line in lines):
+        return None
     figure, axes = new_figure()
-    drawn = False
-    for title, color, values in (
-        ("policy", COLORS[0], {n: over_seeds(group.policy_after(n, name)) for n in rounds if n}),
-        ("VLM alone", COLORS[1], {n: over_seeds(group.vlm_after(n, name)) for n in rounds}),
-    ):
-        known = [(n, mean, spread) for n, (mean, spread) in values.items() if not math.isnan(mean)]
-        if known:
-            x, mean, spread = (np.array(column, dtype=float) for column in zip(*known, strict=True))
-            axes.errorbar(x, mean, np.nan_to_num(spread), color=color, marker="o", linewidth=2, capsize=4, label=title)
-            drawn = True
+    for title, color, line in lines:
+        for seeds, part in itertools.groupby(line, key=lambda item: item[1].seeds):
+            stretch = list(part)
+            mean, spread = (np.array([one[i] for _, one in stretch], dtype=float) for i in (0, 1))
+            whole = len(seeds) == len(group.runs)
+            axes.errorbar(
+                [n for n, _ in stretch], mean, np.nan_to_num(spread), color=color, marker="o", linewidth=2, capsize=4,
+                linestyle="-" if whole else (0, (4, 3)), markerfacecolor=color if whole else "white",
+            )  # fmt: skip
+        if line:
+            axes.plot([], [], color=color, marker="o", linewidth=2, label=title)
+    if any(len(one.seeds) < len(group.runs) for _, _, line in lines for _, one in line):
+        axes.plot([], [], color=MUTED, marker="o", markerfacecolor="white", linestyle=(0, (4, 3)), label="fewer seeds")
     axes.set(xlabel="after fine-tune round", ylabel=label)
     _whole_numbers(axes, rounds)
-    _legend(axes)
-    return figure if drawn else None
+    _legend(axes, columns=3)
+    return figure
 
 
 def vlm_error(run: Run) -> Figure | None:

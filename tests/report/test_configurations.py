@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from covr_lightning.report.configurations import differing, method
+from covr_lightning.report.groups import Group
 from covr_lightning.report.page import table, text_cell
-from covr_lightning.report.runs import Group, Run
+from covr_lightning.report.runs import Run
 from tests.report.pages import report
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from covr_lightning.cli import main
-from covr_lightning.report.runs import find_runs, group_runs, read_run
+from covr_lightning.report.groups import group_runs
+from covr_lightning.report.runs import find_runs, read_run
 from covr_lightning.saving.lock import LOCK_FILE
 from tests.report.pages import report
 from tests.short_runs import SMALL, fit
@@ -96,7 +97,7 @@ def test_numbers_of_the_vlm_alone_and_of_the_policy_after_a_round(run: Path, tmp
     assert table[0] == ["0", "–", f"{alone[0][0]:.1f} ± 0.0"]
     assert table[1] == ["1", f"{points[1]['return']:.1f} ± 0.0", f"{alone[1][0]:.1f} ± 0.0"]
     assert table[2] == ["2", f"{points[2]['return']:.1f} ± 0.0", f"{alone[2][0]:.1f} ± 0.0"]
-    assert table[3][:2] == ["last evaluation", table[2][1]]
+    assert table[3][:2] == ["last evaluation, 4,000 steps", table[2][1]]
     summary = json.loads((run / "summary.json").read_text())
     assert [r["vlm_return"] for r in summary["rounds"]] == pytest.approx([alone[1][0], alone[2][0]])
 
@@ -167,10 +168,11 @@ def test_seeds_of_one_configuration_are_one_curve(run: Path, tmp_path: Path) -> 
     folders = find_runs([tmp_path / "sweep"])
     [group] = group_runs([read_run(folder) for folder in folders])
     assert (group.name, [run.seed for run in group.runs]) == ("mine", [1, 2])
-    for (steps, mean, spread), point in zip(group.points(), curve(run), strict=True):
+    for (steps, measured), point in zip(group.points(), curve(run), strict=True):
         assert steps == point["env_steps"]
-        assert mean == pytest.approx(point["return"] + 5)
-        assert spread == pytest.approx(50**0.5)  # (5² + 5²) / (2 − 1)
+        assert measured.mean == pytest.approx(point["return"] + 5)
+        assert measured.spread == pytest.approx(50**0.5)  # (5² + 5²) / (2 − 1)
+        assert measured.seeds == (1, 2)
     page = report(tmp_path / "sweep", out=tmp_path / "out")
     assert f"{curve(run)[-1]['return'] + 5:.1f} ± 7.1" in " ".join(page.text)
     [first] = [row for row in page.rows if row[:2] == ["mine", "1"]]
