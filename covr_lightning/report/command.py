@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.report import learning, pictures, sections
+from covr_lightning.report import configurations, learning, overview, pictures, sections
 from covr_lightning.report.drawing import style
+from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.page import Page
-from covr_lightning.report.runs import Group, find_runs, group_runs, read_run
+from covr_lightning.report.runs import find_runs, read_run
 from covr_lightning.saving.files import write_atomically
 
 #: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
 PARTS = (
-    sections.overview, learning.learning, sections.rounds, sections.buffer, sections.entropy, pictures.similarity,
-    pictures.strips, sections.published, sections.differences, sections.times, pictures.videos,
+    overview.overview, learning.learning, sections.rounds, sections.buffer, sections.entropy, pictures.similarity,
+    pictures.strips, sections.published, configurations.differences, sections.times, pictures.videos,
 )  # fmt: skip
 OF_ROUNDS = (sections.buffer, sections.entropy, pictures.similarity, pictures.strips)
 
@@ -91,11 +92,7 @@ def _title(groups: Sequence[Group]) -> str:
 
 def _head(groups: Sequence[Group]) -> str:
     run = groups[0].runs[0]
-    tasks = dict.fromkeys(
-        str(one.setting("data", "env", "task", default=one.setting("data", "env", "scenario", default="")))
-        for group in groups
-        for one in group.runs
-    )
+    tasks = dict.fromkeys(one.task for group in groups for one in group.runs)
     n = sum(len(group.runs) for group in groups)
     what = [", ".join(filter(None, tasks)), f"{n} runs" if n > 1 else str(run.folder)]
     now = datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,10 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from covr_lightning.report.drawing import COLORS, INK, LINE, MUTED, new_figure
-from covr_lightning.report.runs import Columns, Group, Run, VLMAlone, over_seeds
+from covr_lightning.report.groups import Group
+from covr_lightning.report.runs import Columns, Run, VLMAlone
 
 #: Dimensions of an action that a strip shows.
 _SHOWN_DIMENSIONS = 2
+
+#: Height of a row of round numbers below the sigmoid, on its axis.
+_NUMBERS = 0.09
 
 
 def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
@@ -33,10 +38,12 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
                 axes.plot(*zip(*own, strict=True), color=color, linewidth=0.8, alpha=0.45) if own else None
         if not points:
             continue
-        steps, mean, spread = (np.array(column) for column in zip(*points, strict=True))
+        steps = np.array([step for step, _ in points])
+        mean, spread = (np.array([one[i] for _, one in points], dtype=float) for i in (0, 1))
         axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
         mark = "o" if len(steps) < 40 else ""
-        axes.plot(steps, mean, color=color, linewidth=2, label=group.name, marker=mark, markersize=3.5)
+        name_ = f"{group.name}, {group.who(points[-1][1])}" if len(group.runs) > 1 else group.name
+        axes.plot(steps, mean, color=color, linewidth=2, label=name_, marker=mark, markersize=3.5)
         if len(groups) == 1:
             for i, round_ in enumerate(group.first.rounds):
                 text = "fine-tune round" if i == 0 else None
@@ -48,23 +55,36 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
 
 
 def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
-    """Tables 14 and 15: the VLM alone and the policy after each round. None if neither is known."""
+    """Tables 14 and 15: the VLM alone and the policy after each round. None if neither is known.
+
+    A line joins rounds that the same seeds are behind; a round that some of the group's seeds lack is hollow.
+    """
     rounds = group.round_numbers
+    lines = [
+        ("policy", COLORS[0], [(n, group.policy_after(n, name)) for n in rounds if n]),
+        ("VLM alone", COLORS[1], [(n, group.vlm_after(n, name)) for n in rounds]),
+    ]
+    lines = [(title, color, [(n, one) for n, one in line if one.seeds]) for title, color, line in lines]
+    if not any(line for _, _, line in lines):
+        return None
     figure, axes = new_figure()
-    drawn = False
-    for title, color, values in (
-        ("policy", COLORS[0], {n: over_seeds(group.policy_after(n, name)) for n in rounds if n}),
-        ("VLM alone", COLORS[1], {n: over_seeds(group.vlm_after(n, name)) for n in rounds}),
-    ):
-        known = [(n, mean, spread) for n, (mean, spread) in values.items() if not math.isnan(mean)]
-        if known:
-            x, mean, spread = (np.array(column, dtype=float) for column in zip(*known, strict=True))
-            axes.errorbar(x, mean, np.nan_to_num(spread), color=color, marker="o", linewidth=2, capsize=4, label=title)
-            drawn = True
+    for title, color, line in lines:
+        for seeds, part in itertools.groupby(line, key=lambda item: item[1].seeds):
+            stretch = list(part)
+            mean, spread = (np.array([one[i] for _, one in stretch], dtype=float) for i in (0, 1))
+            whole = len(seeds) == len(group.runs)
+            axes.errorbar(
+                [n for n, _ in stretch], mean, np.nan_to_num(spread), color=color, marker="o", linewidth=2, capsize=4,
+                linestyle="-" if whole else (0, (4, 3)), markerfacecolor=color if whole else "white",
+            )  # fmt: skip
+        if line:
+            axes.plot([], [], color=color, marker="o", linewidth=2, label=title)
+    if any(len(one.seeds) < len(group.runs) for _, _, line in lines for _, one in line):
+        axes.plot([], [], color=MUTED, marker="o", markerfacecolor="white", linestyle=(0, (4, 3)), label="fewer seeds")
     axes.set(xlabel="after fine-tune round", ylabel=label)
     _whole_numbers(axes, rounds)
-    _legend(axes)
-    return figure if drawn else None
+    _legend(axes, columns=3)
+    return figure
 
 
 def vlm_error(run: Run) -> Figure | None:
@@ -138,46 +158,63 @@ def kept_per_round(run: Run) -> Figure | None:
 def entropy(group: Group) -> Figure | None:
     """Fig. 7: the policy's entropy ε per action dimension over training, as logged and as the rounds took it."""
     figure, axes = new_figure()
-    drawn = False
-    for run, color in zip(group.runs, _colors(len(group.runs)), strict=True):
+    drawn = of_rounds = False
+    for run, line, dot in _colors_of_seeds(group):
         size = run.action_size
         logged = [(row["step"], row["train/entropy"]) for row in run.metrics if "train/entropy" in row]
-        name = f"seed {run.seed}" if len(group.runs) > 1 else "one update's batch"
         if logged and size:
             steps, values = zip(*logged, strict=True)
-            axes.plot(steps, np.array(values) / size, color=color, linewidth=1.4, label=name)
+            name = f"seed {run.seed}" if len(group.runs) > 1 else "one update's batch"
+            axes.plot(steps, np.array(values) / size, color=line, linewidth=1.2, label=name)
             drawn = True
         at = [(r["env_steps"], r["entropy"]) for r in run.rounds if _known(r, "entropy")]
         if at:
-            text = "ε of a round" if run is group.runs[0] else None
             steps, values = zip(*at, strict=True)
-            axes.scatter(steps, values, s=52, color=COLORS[1], zorder=3, label=text)
-            drawn = True
+            axes.scatter(steps, values, s=52, color=dot, edgecolors=INK, linewidths=1.2, zorder=3)
+            drawn = of_rounds = True
+    if of_rounds:
+        face = "none" if len(group.runs) > 1 else COLORS[1]
+        axes.scatter([], [], s=52, facecolors=face, edgecolors=INK, linewidths=1.2, label="ε of a round")
     axes.set(xlabel="environment steps", ylabel="ε (nats per action dimension)")
     _steps(axes)
-    _legend(axes)
+    _legend(axes, columns=4)
     return figure if drawn else None
 
 
 def sigmoid_of_entropy(group: Group, sign: float) -> Figure | None:
-    """Fig. 7: the weight of the interquartile range in τ, Sigmoid(±ε), where the rounds were."""
-    at = [r["entropy"] for run in group.runs for r in run.rounds if _known(r, "entropy")]
-    if not at:
+    """Fig. 7: the weight of the interquartile range in τ, Sigmoid(±ε), where the rounds were.
+
+    The rounds' numbers stand below, a row for each seed.
+    """
+    rows = [(run, dot) for run, _, dot in _colors_of_seeds(group) if any(_known(r, "entropy") for r in run.rounds)]
+    if not rows:
         return None
     figure, axes = new_figure()
-    x = np.linspace(min([-3.0, *at]) - 0.3, max([1.5, *at]) + 0.3, 200)
+    at = [r["entropy"] for run, _ in rows for r in run.rounds if _known(r, "entropy")]
+    low, high = min([-3.0, *at]) - 0.3, max([1.5, *at]) + 0.3
+    x = np.linspace(low, high, 200)
     axes.plot(x, sigmoid(sign * x), color=MUTED, linewidth=1.5)
-    for i, run in enumerate(group.runs):
-        own = [(r["round"], r["entropy"]) for r in run.rounds if _known(r, "entropy")]
-        for round_, value in own:
-            axes.scatter([value], [sigmoid(sign * value)], s=58, color=COLORS[1], zorder=3)
-            if i == 0:
-                axes.annotate(
-                    str(round_), (value, sigmoid(sign * value)), (0, 9), textcoords="offset points", ha="center"
-                )
-    axes.set(xlabel="ε (nats per action dimension)", ylabel="σ(ε)" if sign > 0 else "σ(−ε)")
-    axes.set_ylim(0, 1.05)
+    heights = [-_NUMBERS * (row + 1) for row in range(len(rows))]
+    for y, (run, color) in zip(heights, rows, strict=True):
+        own = sorted((r["entropy"], r["round"]) for r in run.rounds if _known(r, "entropy"))
+        values = np.array([value for value, _ in own])
+        axes.scatter(values, sigmoid(sign * values), s=52, color=color, edgecolors=INK, linewidths=1.2, zorder=3)
+        for (_, round_), place in zip(own, spaced(values, 0.035 * (high - low)), strict=True):
+            axes.text(place, y, str(round_), color=color, ha="center", va="center", fontsize=11, fontweight="bold")
+    axes.set(xlabel="ε (nats per action dimension)", ylabel="σ(ε)" if sign > 0 else "σ(−ε)", xlim=(low, high))
+    axes.set_ylim(heights[-1] - _NUMBERS, 1.05)
+    names = [f"seed {run.seed}" if len(group.runs) > 1 else "round" for run, _ in rows]
+    shares = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    axes.set_yticks([*shares, *heights], [*map(str, shares), *names])
     return figure
+
+
+def spaced(values: Sequence[float] | np.ndarray, gap: float) -> list[float]:
+    """Ascending places no closer than a gap, each at its value or moved up as little as the ones below it ask."""
+    places: list[float] = []
+    for value in values:
+        places.append(max(float(value), places[-1] + gap) if places else float(value))
+    return places
 
 
 def similarity(run: Run) -> Figure | None:
@@ -266,6 +303,13 @@ def _known(round_: dict, name: str) -> bool:
 
 def _colors(n: int) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(n)]
+
+
+def _colors_of_seeds(group: Group) -> list[tuple[Run, str, str]]:
+    """Its runs, each with the colour of its line and of its rounds: one for a seed, two where there is but one."""
+    if len(group.runs) == 1:
+        return [(group.runs[0], COLORS[0], COLORS[1])]
+    return [(run, color, color) for run, color in zip(group.runs, _colors(len(group.runs)), strict=True)]
 
 
 def _whole_numbers(axes: Axes, numbers: Sequence[float]) -> None:

@@ -5,73 +5,98 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from html import escape
 
 from covr_lightning.report import figures
+from covr_lightning.report.groups import Group, mean_and_spread
 from covr_lightning.report.page import Page, number, plus_minus, table
-from covr_lightning.report.runs import Group, Run, over_seeds
+
+#: A learning curve: environment steps, mean return, spread.
+Curve = Sequence[tuple[float, float, float]]
 
 
 def learning(page: Page, groups: Sequence[Group]) -> None:
-    """Fig. 3 and the last evaluations."""
+    """Fig. 3 and the last evaluations, task by task."""
     page.section(
         "Learning curves",
         "Mean of the evaluation's episodes, deterministic policy. The band is one standard deviation: over seeds where "
-        "a configuration has several (each a thin line; the curve ends where the slowest seed is), over episodes with "
-        "one.",
+        "a configuration has several (each a thin line; the thick one is their mean and ends where the slowest is), "
+        "over episodes with one.",
     )
-    names = [("return", "ER" if groups[0].drives else "return")]
-    if any(group.drives for group in groups):
-        names.append(("distance", "DD (m)"))
+    tasks: dict[str, list[Group]] = {}
+    for group in groups:
+        tasks.setdefault(" ".join(filter(None, [group.runs[0].env, group.runs[0].task])), []).append(group)
+    for task, members in tasks.items():
+        if len(tasks) > 1:
+            page.add(f"<h3>{escape(task)}</h3>")
+        _task(page, members)
+
+
+def _task(page: Page, groups: Sequence[Group]) -> None:
     if not any(run.curve for group in groups for run in group.runs):
         page.missing("There is no evaluation yet: the first is written to curve.csv when the warm-up begins.")
         return
+    drives, label = groups[0].drives, groups[0].label
+    if drives:
+        page.add("<p>ER: the sum of an episode's rewards. DD: the distance driven in an episode, in metres.</p>")
     drawn = [
-        page.figure(figures.learning_curves(groups, name, label), f"learning {name}", f"{label} over environment steps")
-        for name, label in names
+        page.figure(figures.learning_curves(groups, name, title), f"learning {name}", f"{title} over environment steps")
+        for name, title in [("return", label), ("distance", "DD (m)")][: 1 + drives]
     ]
     page.figures(drawn, wide=len(drawn) == 1)
     rows = []
     for group in groups:
         for run in group.runs:
-            if not run.curve:
-                continue
-            best = max(run.curve, key=lambda point: point["return"])
-            last = run.curve[-1]
-            rows.append(
-                [
-                    group.name, str(run.seed), f"{int(last['env_steps']):,}", number(run.curve[0]["return"]),
-                    plus_minus(best["return"], best.get("return_std", math.nan)), f"{int(best['env_steps']):,}",
-                    plus_minus(last["return"], last.get("return_std", math.nan)), number(area(run)),
-                ]
-            )  # fmt: skip
+            curve = [(p["env_steps"], p["return"], p.get("return_std", math.nan)) for p in run.curve]
+            distances = [
+                plus_minus(p["distance"], p.get("distance_std", math.nan)) for p in run.curve if "distance" in p
+            ]
+            rows.append(_row([group.name, str(run.seed)], curve, number(area(curve)), distances[-1:], drives))
         rows += _all_seeds(group)
-    head = ["configuration", "seed", "steps", "first", "best", "at steps", "last", "area under curve"]
-    note = (
-        "± standard deviation over episodes, of all seeds over seeds. The area is divided by its steps: a mean return."
+    head = ["configuration", "seed", "steps", f"first {label}", f"best {label}", "at steps", f"last {label}"]
+    head += ["last DD (m)"] if drives else []
+    several = (
+        "; in a row of several seeds over seeds, up to the last evaluation that all of them have. Best: the highest "
+        "point of a row's curve, for several seeds of their mean curve"
     )
-    page.add(table(head, rows, note))
+    over = "± standard deviation over episodes" + several * any(len(group.runs) > 1 for group in groups)
+    note = f"{over}. The area is divided by its steps: a mean {label}."
+    page.add(table([*head, "area under curve"], rows, note))
+
+
+def _row(names: list[str], curve: Curve, area_: str, distances: list[str], drives: bool) -> list[str]:
+    """A row of the table of curves; dashes for a run that has no evaluation yet."""
+    end = [*(distances or ["–"]), area_] if drives else [area_]
+    if not curve:
+        return [*names, "0", *["–"] * 4, *end]
+    best = max(curve, key=lambda point: point[1])
+    last = curve[-1]
+    return [
+        *names, f"{int(last[0]):,}", number(curve[0][1]), plus_minus(*best[1:]), f"{int(best[0]):,}",
+        plus_minus(*last[1:]), *end,
+    ]  # fmt: skip
 
 
 def _all_seeds(group: Group) -> list[list[str]]:
-    """One row: means over the seeds of a configuration and their spread, once all have come equally far."""
-    runs = group.runs
-    if len(runs) < 2 or len({run.curve[-1]["env_steps"] if run.curve else -1 for run in runs}) > 1 or not runs[0].curve:
+    """One row: the mean curve of a configuration's seeds, as far as all have come, and the mean area under theirs."""
+    points = group.points()
+    if not points or len(points[0][1].seeds) < 2:
         return []
-    best, last, areas = (
-        plus_minus(*over_seeds([(value(run), math.nan) for run in runs]))
-        for value in (
-            lambda run: max(point["return"] for point in run.curve), lambda run: run.curve[-1]["return"], area,
-        )
-    )  # fmt: skip
-    first = number(over_seeds([(run.curve[0]["return"], math.nan) for run in runs])[0])
-    steps = f"{int(runs[0].curve[-1]['env_steps']):,}"
-    return [[group.name, f"all {len(runs)}", steps, first, best, "–", last, areas]]
+    end = points[-1][0]
+    curves = [
+        [(p["env_steps"], p["return"], math.nan) for p in run.curve if p["env_steps"] <= end] for run in group.runs
+    ]
+    areas = mean_and_spread([area(curve) for curve in curves if curve])
+    distances = [plus_minus(*one[:2]) for _, one in group.points("distance")]
+    n, of = len(points[0][1].seeds), len(group.runs)
+    who = f"all {n}" if n == of else f"{n} of {of}"
+    mean = [(step, one.mean, one.spread) for step, one in points]
+    return [_row([group.name, who], mean, plus_minus(*areas), distances[-1:], group.drives)]
 
 
-def area(run: Run) -> float:
-    """Area under a run's learning curve by the trapezoid rule, divided by the steps that it spans."""
-    points = [(point["env_steps"], point["return"]) for point in run.curve]
-    if len(points) < 2:
+def area(curve: Curve) -> float:
+    """Area under a learning curve by the trapezoid rule, divided by the steps that it spans."""
+    if len(curve) < 2:
         return math.nan
-    parts = ((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
-    return sum(parts) / (points[-1][0] - points[0][0])
+    parts = ((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(curve))
+    return sum(parts) / (curve[-1][0] - curve[0][0])

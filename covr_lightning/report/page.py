@@ -17,6 +17,9 @@ from PIL import Image
 
 from covr_lightning.report.drawing import as_svg, write_png
 
+#: How a cell of text begins.
+_TEXT = '<td class="text">'
+
 
 class Page:
     """Collects a page's parts, and writes its figures as PNG beside it.
@@ -99,13 +102,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
     """A table's HTML.
 
     Args:
-        head: Titles, plain text.
+        head: Titles, plain text; they stand as their cells do, at the left above a column of :func:`text_cell`.
         rows: Cells, each either plain text or, where it begins with ``<td``, HTML.
         caption: Plain text.
         ours: Rows to stand out.
     """
     lines = ['<div class="scroll"><table>', f"<caption>{escape(caption)}</caption>" if caption else ""]
-    lines.append(f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead><tbody>")
+    of_text = [bool(rows) and all(row[i].startswith(_TEXT) for row in rows) for i in range(len(head))]
+    kinds = [' class="text"' if text else "" for text in of_text]
+    titles = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, head, strict=True))
+    lines.append(f"<thead><tr>{titles}</tr></thead><tbody>")
     for i, row in enumerate(rows):
         cells = "".join(cell if cell.startswith("<td") else f"<td>{escape(cell)}</td>" for cell in row)
         lines.append(f'<tr class="ours">{cells}</tr>' if i in ours else f"<tr>{cells}</tr>")
@@ -118,8 +124,9 @@ def bar(share: float) -> str:
 
 
 def text_cell(text: str) -> str:
-    """A table's cell whose text may be long."""
-    return f'<td class="text">{escape(text)}</td>'
+    """A table's cell whose text may be long: it breaks behind dots and the like, and between a name's words."""
+    parts = (escape(part) for part in re.split(r"(?<=[._/|,)])(?=[^\s.\d])|(?<=[a-z])(?=[A-Z])", text))
+    return f"{_TEXT}{'<wbr>'.join(parts)}</td>"
 
 
 def picture(frame: np.ndarray) -> str:

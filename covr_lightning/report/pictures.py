@@ -10,8 +10,9 @@ from html import escape
 import numpy as np
 
 from covr_lightning.report import figures
+from covr_lightning.report.groups import Group
 from covr_lightning.report.page import Page, number, picture, table
-from covr_lightning.report.runs import Columns, Group, VLMAlone
+from covr_lightning.report.runs import Columns, VLMAlone
 from covr_lightning.report.sections import CALLBACK, named, of_seed
 
 #: Videos are put into the page up to this many bytes in all; the others are linked.
@@ -69,7 +70,9 @@ def strips(page: Page, groups: Sequence[Group]) -> None:
         before, after = run.vlm.get(0), run.vlm[last] if last else None
         for one, name in ((before, "before round 1"), (after, f"after round {last}")):
             if one is not None and "frames" in one.columns:
-                page.add(f"<p>Alone, {name}{of_seed(group)}: return {number(float(one.columns['return'][0]))}</p>")
+                driven = f", DD {number(float(one.columns['distance'][0]))} m" if "distance" in one.columns else ""
+                came_to = f"{group.label} {number(float(one.columns['return'][0]))}{driven}"
+                page.add(f"<p>Alone, {name}{of_seed(group)}: {came_to}</p>")
                 page.add(_episode(one))
         page.figures(
             [

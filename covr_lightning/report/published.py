@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from covr_lightning.published.results import PublishedResult, published_results
 from covr_lightning.report.runs import Run
@@ -21,25 +21,27 @@ class Comparison:
     Attributes:
         setting: The paper's name for it.
         results: One per method, of the return, on CARLA ER.
+        distances: Method → the DD of the same table, in metres; empty where nobody drives.
         caution: What keeps the numbers from comparing, if anything is known to.
     """
 
     setting: str
     results: list[PublishedResult]
+    distances: dict[str, PublishedResult] = field(default_factory=dict)
     caution: str = ""
 
 
 def comparison(run: Run) -> Comparison | None:
     """The paper's results on a run's task; None if it has none."""
-    env = run.setting("data", "env", default={})
-    kind = str(env.get("class_path", "")).rsplit(".", 1)[-1]
+    kind = run.env
     if kind in ("Carla", "Road"):
         scenario = str(run.setting("data", "env", "scenario", default="highway"))
         if scenario not in _DRIVING:
             return None
         table, setting = _DRIVING[scenario]
-        road = "The paper's runs are on CARLA and these on the built-in road, so the returns do not compare."
-        return Comparison(setting, _of(table, setting, "ER"), road if kind == "Road" else "")
+        road = "The paper's runs are on CARLA and these on the built-in road, so ER and DD do not compare."
+        distances = {row.method: row for row in _of(table, setting, "DD")}
+        return Comparison(setting, _of(table, setting, "ER"), distances, road if kind == "Road" else "")
     if kind == "CarRacing":
         return Comparison("CarRacing", _of(10, "CarRacing", "return"))
     if kind == "DMControl":

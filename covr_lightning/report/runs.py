@@ -17,12 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.saving.lock import LOCK_FILE
-from covr_lightning.sweep.differences import SEEDS, Configuration, read_configuration, result_settings
+from covr_lightning.sweep.differences import Configuration, read_configuration
 
 State = Literal["finished", "running", "stopped"]
 Columns = dict[str, np.ndarray]
-#: Mean over episodes, and their standard deviation (n).
-Measured = tuple[float, float]
 
 
 @dataclass
@@ -71,6 +69,16 @@ class Run:
         return int(self.setting("data", "seed", default=self.configuration.get("seed_everything") or 0))
 
     @property
+    def env(self) -> str:
+        """Class name of its environment."""
+        return class_name(self.setting("data", "env")) or "?"
+
+    @property
+    def task(self) -> str:
+        """Its task or scenario; empty if its environment has but one."""
+        return str(self.setting("data", "env", "task", default=self.setting("data", "env", "scenario", default="")))
+
+    @property
     def length(self) -> int:
         """Environment steps that it is to have."""
         return int(self.setting("data", "max_env_steps", default=0))
@@ -99,8 +107,8 @@ class Run:
     def fine_tuning(self) -> dict[str, Any] | None:
         """Arguments of its ProgressiveFineTune; None if it has none."""
         for callback in self.setting("trainer", "callbacks", default=[]) or []:
-            if str(callback.get("class_path", "")).endswith("ProgressiveFineTune"):
-                return callback.get("init_args") or {}
+            if class_name(callback) == "ProgressiveFineTune":
+                return (callback.get("init_args") or {}) if isinstance(callback, dict) else {}
         return None
 
     @property
@@ -111,76 +119,16 @@ class Run:
         return next((one.columns["actions"].shape[1] for one in self.vlm.values() if "actions" in one.columns), None)
 
 
-@dataclass
-class Group:
-    """Runs of one configuration with different seeds.
-
-    Attributes:
-        name: Its name in the report.
-        runs: Its runs, by seed.
-    """
-
-    name: str
-    runs: list[Run]
-
-    @property
-    def first(self) -> Run:
-        """The run of which details are shown: the first of those with the most rounds."""
-        return max(self.runs, key=lambda run: len(run.rounds))
-
-    @property
-    def drives(self) -> bool:
-        """Whether distances are measured, so that returns are called ER."""
-        return any("distance" in point for run in self.runs for point in run.curve[:1])
-
-    @property
-    def round_numbers(self) -> list[int]:
-        """Rounds that any of its runs knows something of; 0 where a VLM was measured before the first."""
-        return sorted({r["round"] for run in self.runs for r in run.rounds} | {n for run in self.runs for n in run.vlm})
-
-    def points(self, name: str = "return") -> list[tuple[int, float, float]]:
-        """The learning curve: environment steps, mean over seeds, spread.
-
-        Evaluations that all seeds have; of runs under way, that all have so far. The spread is the standard deviation
-        over seeds (n − 1), with one seed that over its episodes.
-        """
-        curves = [{int(point["env_steps"]): point for point in run.curve if name in point} for run in self.runs]
-        steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-        result = []
-        for step in steps:
-            values = [curve[step][name] for curve in curves]
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else curves[0][step].get(f"{name}_std", 0.0)
-            result.append((step, float(np.mean(values)), spread))
-        return result
-
-    def policy_after(self, round_: int, name: str = "return") -> list[Measured]:
-        """Each seed's first evaluation at or after a round, unless the next round was before it."""
-        values = []
-        for run in self.runs:
-            at = {r["round"]: r["env_steps"] for r in run.rounds}
-            later = at.get(round_ + 1, math.inf)
-            point = next((p for p in run.curve if p["env_steps"] >= at.get(round_, math.inf)), {})
-            if name in point and point["env_steps"] <= later:
-                values.append((point[name], point.get(f"{name}_std", math.nan)))
-        return values
-
-    def policy_at_end(self, name: str = "return") -> list[Measured]:
-        """Each seed's last evaluation."""
-        last = [run.curve[-1] for run in self.runs if run.curve and name in run.curve[-1]]
-        return [(point[name], point.get(f"{name}_std", math.nan)) for point in last]
-
-    def vlm_after(self, round_: int, name: str = "return") -> list[Measured]:
-        """Each seed's episodes of the VLM alone after a round."""
-        played = [run.vlm[round_].columns for run in self.runs if round_ in run.vlm]
-        return [(float(c[name].mean()), float(c[name].std())) for c in played if name in c]
+def figure_of(round_: Mapping[str, Any], name: str) -> float:
+    """A round's figure; NaN where it has none."""
+    value = round_.get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
-def over_seeds(values: Sequence[Measured]) -> Measured:
-    """Mean and standard deviation over seeds (n − 1); of one seed its own, over episodes; NaN of none."""
-    if len(values) == 1:
-        return values[0]
-    means = [mean for mean, _ in values]
-    return (float(np.mean(means)), float(np.std(means, ddof=1))) if means else (math.nan, math.nan)
+def class_name(part: Any) -> str:
+    """Name of the class that a part of a configuration is of, without its module; empty for none."""
+    path = part.get("class_path") if isinstance(part, dict) else part
+    return str(path or "").rsplit(".", 1)[-1]
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -198,7 +146,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         )  # fmt: skip
         if not inside:
             raise ConfigError(
-                f"covr report: {path} holds no run (a run's folder has a config.yaml and a curve.csv or logs/)."
+                f"covr report: {path} holds no run (a run's folder has a config.yaml, from its first moment on)."
             )
         found += [run for run in inside if run not in found]
     return found
@@ -232,41 +180,6 @@ def read_run(folder: Path) -> Run:
     elif _is_held(folder / LOCK_FILE):
         run.state = "running"
     return run
-
-
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group runs whose configurations differ in nothing but the seed, in the order given."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        settings = {key: value for key, value in result_settings(run.configuration).items() if key not in SEEDS}
-        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
-    named: list[Group] = []
-    for members in groups.values():
-        members.sort(key=lambda run: run.seed)
-        name = _name(members[0].folder.resolve())
-        others = [group.name for group in named]
-        n = 2
-        while (name if n == 2 else f"{name} ({n - 1})") in others:
-            n += 1
-        named.append(Group(name if n == 2 else f"{name} ({n - 1})", members))
-    return named
-
-
-def _name(folder: Path) -> str:
-    """A run's name; that of a sweep's config, whose runs are ``NAME/seed_N``."""
-    return folder.parent.name if re.fullmatch(r"seed_\d+", folder.name) else folder.name
-
-
-def differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """The keys in which the groups' configurations differ, each with the value of every group; None where missing."""
-    settings = [result_settings(group.runs[0].configuration) for group in groups]
-    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if key not in SEEDS]
-    missing = object()
-    return {
-        key: [one.get(key) for one in settings]
-        for key in keys
-        if any(one.get(key, missing) != settings[0].get(key, missing) for one in settings[1:])
-    }
 
 
 def _numbers(path: Path) -> list[dict[str, float]]:

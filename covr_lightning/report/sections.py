@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
+from typing import NamedTuple
 
+from covr_lightning.published.results import PublishedResult
 from covr_lightning.report import figures
+from covr_lightning.report.groups import Group, Measured
 from covr_lightning.report.page import Page, bar, number, percent, plus_minus, table, text_cell
 from covr_lightning.report.published import comparison, per_round
-from covr_lightning.report.runs import Group, Run, differing, over_seeds
-from covr_lightning.sweep.differences import shown
+from covr_lightning.report.runs import Run, class_name, figure_of
 
 #: What settings are called on the command line.
 CALLBACK = "--trainer.callbacks"
@@ -19,103 +19,64 @@ CALLBACK = "--trainer.callbacks"
 _NO_PROFILE = "the run's folder has no <code>profile.json</code>, which a run writes from its first evaluation on"
 
 
-def overview(page: Page, groups: Sequence[Group]) -> None:
-    """A few numbers per group, and how far its runs are."""
-    page.section("At a glance")
-    for group in groups:
-        page.add(f"<h3>{escape(group.name)} {_states(group)}</h3>")
-        tiles = [*_return_tiles(group), *_round_tiles(group)]
-        page.add(f'<div class="tiles">{"".join(tiles)}</div>')
-        for run in group.runs:
-            notes = [f"round {r['round']}: {r['note']}" for r in run.rounds if r.get("note")]
-            if notes:
-                seed = f"Seed {run.seed}, " if len(group.runs) > 1 else ""
-                page.add(f'<p class="small">{escape(seed + "; ".join(notes))}.</p>')
+class _Entry(NamedTuple):
+    """A row beside the paper's."""
+
+    name: str
+    mean: float
+    value: str
+    distance: str
+    ours: bool = False
 
 
-def _states(group: Group) -> str:
-    """One label per state of the group's runs."""
-    labels = []
-    for state in ("finished", "running", "stopped"):
-        runs = [run for run in group.runs if run.state == state]
-        if not runs:
-            continue
-        seeds = f"seed {', '.join(str(run.seed) for run in runs)}" if len(runs) < 6 else f"{len(runs)} seeds"
-        far = f" at {min(run.env_steps for run in runs):,} of {runs[0].length:,} steps" if state != "finished" else ""
-        labels.append(f'<span class="state {state}">{seeds}: {state}{far}</span>')
-    return " ".join(labels)
-
-
-def _tile(name: str, value: str, more: str) -> str:
-    inside = f'<span class="name">{escape(name)}</span><b>{escape(value)}</b><span>{escape(more)}</span>'
-    return f'<div class="tile">{inside}</div>'
-
-
-def _return_tiles(group: Group) -> list[str]:
-    points = group.points()
-    if not points:
-        return [_tile("return", "–", "no evaluation yet that all seeds have")]
-    over = f"over {len(group.runs)} seeds" if len(group.runs) > 1 else "over episodes"
-    first, last, best = points[0], points[-1], max(points, key=lambda point: point[1])
-    label = "ER" if group.drives else "return"
-    tiles = [
-        _tile(f"last {label}", plus_minus(*last[1:]), f"± {over}, at {last[0]:,} steps; {number(first[1])} at first"),
-        _tile(f"best {label}", plus_minus(*best[1:]), f"at {best[0]:,} steps"),
-    ]
-    if group.drives:
-        end = group.points("distance")[-1]
-        tiles.append(_tile("last DD", f"{plus_minus(*end[1:])} m", f"± {over}"))
-    return tiles
-
-
-def _round_tiles(group: Group) -> list[str]:
-    run = group.first
-    if not run.rounds:
-        return []
-    r = run.rounds[-1]
-    seed = f", seed {run.seed}" if len(group.runs) > 1 else ""
-    kept = f"{r['kept']:,} of {r['rows']:,} in round {r['round']}{seed}"
-    tiles = [_tile("rows kept", percent(r["kept"] / max(1, r["rows"])), kept)]
-    before, after, constant = (_value(r, f"error_{name}") for name in ("before", "after", "constant"))
-    if not math.isnan(after):
-        verdict = f"{'beats' if after < constant else 'does not beat'} the constant predictor's {number(constant, 3)}"
-        errors = f"{number(before, 3)} → {number(after, 3)}"
-        tiles.append(_tile("VLM error, held out", errors, f"in round {r['round']}{seed}; {verdict}"))
-        unparsable = percent(_value(r, "unparsable_after"))
-        tiles.append(_tile("unparsable answers", unparsable, f"of held-out rows after round {r['round']}"))
-    return tiles
+def _measured_entry(group: Group) -> list[_Entry]:
+    """A group's row beside the paper's, of the last evaluation that its seeds have; none without one."""
+    distances = dict(group.points("distance"))
+    return [
+        _Entry(
+            f"{group.name}, {group.who(one)}, {at:,} steps", one.mean, plus_minus(*one[:2], 0),
+            plus_minus(*distances[at][:2], 0) if at in distances else "–", True,
+        )
+        for at, one in group.points()[-1:]
+    ]  # fmt: skip
 
 
 def published(page: Page, groups: Sequence[Group]) -> None:
     """The paper's numbers beside the measured ones, per task."""
     page.section("Beside the paper")
-    by_setting: dict[str, list[Group]] = {}
+    by_setting: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         found = comparison(group.runs[0])
-        by_setting.setdefault(found.setting if found else "", []).append(group)
-    for setting, members in by_setting.items():
+        by_setting.setdefault((found.setting, found.caution) if found else ("", ""), []).append(group)
+    for (setting, _), members in by_setting.items():
         found = comparison(members[0].runs[0])
         names = ", ".join(group.name for group in members)
         if found is None:
             page.missing(f"The paper has no results on the task of {escape(names)}.")
             continue
-        entries = [(row.method, row.mean, str(row), False) for row in found.results]
-        for group in members:
-            mean, spread = over_seeds(group.policy_at_end())
-            if not math.isnan(mean):
-                n = len(group.runs)
-                seeds = f"{n} seeds" if n > 1 else f"seed {group.runs[0].seed}"
-                steps = int(min(run.curve[-1]["env_steps"] for run in group.runs if run.curve))
-                entries.append((f"{group.name}, {seeds}, {steps:,} steps", mean, plus_minus(mean, spread, 0), True))
-        entries.sort(key=lambda entry: -entry[1])
-        most = max(entry[1] for entry in entries)
-        rows = [[text_cell(name), value.replace("-", "−"), bar(mean / most)] for name, mean, value, _ in entries]
-        label = "ER" if found.setting.startswith("CARLA") else "return"
-        ours = [i for i, entry in enumerate(entries) if entry[3]]
-        caption = f"{setting}, as the paper prints it; measured here: the last evaluation, coloured."
+        entries = [
+            _Entry(row.method, row.mean, _as_printed(row), _as_printed(found.distances.get(row.method)))
+            for row in found.results
+        ]
+        entries += [one for group in members for one in _measured_entry(group)]
+        entries.sort(key=lambda entry: -entry.mean)
+        most = max(entry.mean for entry in entries)
+        drives = bool(found.distances)
+        rows = [
+            [
+                text_cell(entry.name), entry.value,
+                *([entry.distance] if drives else []), bar(entry.mean / most if most > 0 else 0.0),
+            ]
+            for entry in entries
+        ]  # fmt: skip
+        head = ["method", "ER", "DD (m)", ""] if drives else ["method", "return", ""]
+        caption = (
+            f"{setting}, as the paper prints it; coloured what is measured here: the last evaluation that all seeds "
+            "have, ± over them (of one seed over its episodes)."
+        )
         if found.caution:
             page.missing(escape(found.caution))
-        page.add(table(["method", label, ""], rows, caption, ours))
+        page.add(table(head, rows, caption, [i for i, entry in enumerate(entries) if entry.ours]))
         size = members[0].runs[0].setting("model", "augmentation", "size", default=None)
         page.add(
             '<p class="small">The paper\'s numbers are of its own sizes, lengths and VLM (three seeds)'
@@ -130,13 +91,14 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
     page.section(
         "Round by round",
         "Left: how well the policy does at its first evaluation after each round, and the VLM when it acts alone "
-        "(Tables 14, 15). Right: the VLM's error against executed actions of kept rows that it was not trained on; it "
-        "has learnt something when the filled dot is under the black line.",
+        "(Tables 14, 15); hollow and dashed where only some of the seeds have come so far. Right: the VLM's error "
+        "against executed actions of kept rows that it was not trained on; it has learnt something when the filled dot "
+        "is under the black line.",
     )
     for group in named(page, groups):
         if not _has_rounds(page, group):
             continue
-        label = "ER" if group.drives else "return"
+        label = group.label
         page.figures(
             [
                 page.figure(
@@ -161,27 +123,40 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
                 f"{escape(str(folder / 'rounds' / 'round_001_adapter'))}</code> adds a round of this run."
             )
         for run in group.runs:
-            page.add(_figures_table(run, f"Seed {run.seed}" if len(group.runs) > 1 else ""))
+            if run.rounds:
+                page.add(_figures_table(run, f"Seed {run.seed}" if len(group.runs) > 1 else ""))
 
 
 def _performance_table(group: Group, name: str, label: str) -> str:
     paper = per_round(group.runs[0], "DD" if name == "distance" else "ER")
-    numbers = sorted(
-        {r["round"] for run in group.runs for r in run.rounds} | {n for run in group.runs for n in run.vlm}
-    )
-    head = ["after round", f"policy {label}", f"VLM alone {label}"]
+    several = len(group.runs) > 1
+
+    def cells(*measured: Measured | None) -> list[str]:
+        texts = []
+        for one in measured:
+            texts.append(plus_minus(*one[:2]) if one else "–")
+            texts += [str(len(one.seeds)) if one and one.seeds else "–"] * several
+        return texts
+
+    seeds = ["seeds"] * several
+    head = ["after round", f"policy {label}", *seeds, f"VLM alone {label}", *seeds]
     head += ["paper: policy", "paper: VLM"] if paper else []
     rows = []
-    for n in [0, *(n for n in numbers if n)]:
-        policy = [] if n == 0 else group.policy_after(n, name)
-        cells = [str(n), plus_minus(*over_seeds(policy)), plus_minus(*over_seeds(group.vlm_after(n, name)))]
-        if paper:
-            cells += [str(paper.get(f"{who} after round {n}", "–")) for who in ("policy", "VLM")]
-        rows.append(cells)
-    end = ["last evaluation", plus_minus(*over_seeds(group.policy_at_end(name))), "–"]
-    rows.append([*end, f"{paper['policy at the end']} (end)", "–"] if paper else end)
-    spread = "over seeds" if len(group.runs) > 1 else "over episodes"
-    return table(head, rows, f"{label}, ± standard deviation {spread}" + (" (paper: #HW on CARLA)" if paper else ""))
+    for n in [0, *(n for n in group.round_numbers if n)]:
+        row = [str(n), *cells(group.policy_after(n, name) if n else None, group.vlm_after(n, name))]
+        printed = [paper.get(f"{who} after round {n}") for who in ("policy", "VLM")] if paper else []
+        rows.append([*row, *(_as_printed(one) for one in printed)])
+    for at, last in group.points(name)[-1:]:
+        end = [f"last evaluation, {at:,} steps", *cells(last, None)]
+        rows.append([*end, f"{_as_printed(paper['policy at the end'])} (end)", "–"] if paper else end)
+    spread = "over the seeds behind a number, where there are two or more" if several else "over episodes"
+    source = " (paper: #HW on CARLA)" if paper else ""
+    return table(head, rows, f"{label}, ± standard deviation {spread}{source}")
+
+
+def _as_printed(result: PublishedResult | None) -> str:
+    """A result as the paper prints it, with a minus for a hyphen; a dash for none."""
+    return "–" if result is None else str(result).replace("-", "−")
 
 
 def _figures_table(run: Run, caption: str) -> str:
@@ -191,11 +166,11 @@ def _figures_table(run: Run, caption: str) -> str:
         [
             str(r["round"]), f"{r['env_steps']:,}", f"{r['rows']:,}", f"{r.get('kept', 0):,}",
             f"{r['kept_top95']:,}" if "kept_top95" in r else "–", f"{r.get('trained', 0):,}",
-            number(_value(r, "entropy"), 2), number(_value(r, "tau")),
-            number(_value(r, "error_before"), 3), number(_value(r, "error_after"), 3),
-            number(_value(r, "error_constant"), 3),
-            f"{percent(_value(r, 'unparsable_before'))} → {percent(_value(r, 'unparsable_after'))}",
-            number(_value(r, "seconds"), 0), number(_value(r, "peak_memory_mb"), 0),
+            number(figure_of(r, "entropy"), 2), number(figure_of(r, "tau")),
+            number(figure_of(r, "error_before"), 3), number(figure_of(r, "error_after"), 3),
+            number(figure_of(r, "error_constant"), 3),
+            f"{percent(figure_of(r, 'unparsable_before'))} → {percent(figure_of(r, 'unparsable_after'))}",
+            number(figure_of(r, "seconds"), 0), number(figure_of(r, "peak_memory_mb"), 0),
         ]
         for r in run.rounds
     ]  # fmt: skip
@@ -234,7 +209,7 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
     page.section(
         "Exploration: ε and the threshold",
         "τ = median + σ(ε)·IQR of the returns. The more the policy still explores, the higher ε. Left over training, "
-        "right where each round (numbered) was on the sigmoid (Fig. 7).",
+        "right where each round was on the sigmoid, its number below; of several seeds each in its colour (Fig. 7).",
     )
     for group in named(page, groups, with_rounds=True):
         filter_ = (group.first.fine_tuning() or {}).get("filter") or {}
@@ -248,29 +223,9 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
                 ),
             ]
         )  # fmt: skip
-        other = str(filter_.get("class_path", "EDDF")).rsplit(".", 1)[-1]
-        if other != "EDDF":
+        other = class_name(filter_)
+        if other not in ("", "EDDF"):
             page.add(f'<p class="small">This run\'s filter is {escape(other)}, which ε does not move.</p>')
-
-
-def differences(page: Page, groups: Sequence[Group]) -> None:
-    """Settings in which the configurations differ."""
-    page.section("Configurations")
-    if len(groups) == 1:
-        page.add(f"<p>All runs have one configuration: {escape(_settings(groups[0].runs[0]))}.</p>")
-        return
-    keys = differing(groups)
-    rows = [[text_cell(key), *(text_cell(shown(value)) for value in values)] for key, values in keys.items()]
-    page.add(table(["key", *(group.name for group in groups)], rows, "Keys that differ; seeds and places left out."))
-
-
-def _settings(run: Run) -> str:
-    env = run.setting("data", "env", "task", default=run.setting("data", "env", "scenario", default="?"))
-    parts = {
-        "task": env, "environment steps": f"{run.length:,}", "batch": run.setting("data", "batch_size", default="?"),
-        "λ": run.setting("model", "prior", "lam", default="–"), "VLM": run.setting("vlm", "path", default="–"),
-    }  # fmt: skip
-    return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def times(page: Page, groups: Sequence[Group]) -> None:
@@ -297,8 +252,8 @@ def times(page: Page, groups: Sequence[Group]) -> None:
                 ]
                 page.add(table(["part", "seconds", "share", "times", ""], rows, f"{seed}{_duration(total)} in all"))
             elif run.rounds:
-                spent = sum(_value(r, "seconds") for r in run.rounds)
-                renewing = sum(_value(r, "seconds_renewing") for r in run.rounds)
+                spent = sum(figure_of(r, "seconds") for r in run.rounds)
+                renewing = sum(figure_of(r, "seconds_renewing") for r in run.rounds)
                 page.missing(
                     f"{escape(seed)}Fine-tune rounds took {_duration(spent)} and renewing answers "
                     f"{_duration(renewing)}; the rest is not known: {_NO_PROFILE}."
@@ -311,11 +266,6 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _value(round_: dict[str, Any], name: str) -> float:
-    value = round_.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def of_seed(group: Group) -> str:
@@ -343,7 +293,7 @@ def _has_rounds(page: Page, group: Group) -> bool:
             "This configuration fine-tunes no VLM: rounds come with the callback "
             "<code>covr_lightning.callbacks.ProgressiveFineTune</code> at <code>trainer.callbacks</code>."
         )
-    elif str((settings.get("schedule") or {}).get("class_path", "")).endswith("NeverSchedule"):
+    elif class_name(settings.get("schedule")) == "NeverSchedule":
         page.missing("This configuration has no rounds: its <code>schedule</code> is <code>NeverSchedule</code>.")
     else:
         psi = ((settings.get("schedule") or {}).get("init_args") or {}).get("psi0_env_steps", 5000)

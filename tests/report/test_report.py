@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from covr_lightning.cli import main
-from covr_lightning.report.runs import find_runs, group_runs, read_run
+from covr_lightning.report.groups import group_runs
+from covr_lightning.report.runs import find_runs, read_run
 from covr_lightning.saving.lock import LOCK_FILE
+from tests.report.pages import report
 from tests.short_runs import SMALL, fit
 
 #: A filter that leaves rows out, and the VLM playing alone.
@@ -31,58 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, untrained_vlm: Path) -> Path:
     short = ("--data.max_env_steps", "4000", "--data.eval_every_env_steps", "2000")
     assert fit(folder, untrained_vlm, *RECORDED, *short, "--data.label_every_agent_steps", "5", "--video", "true") == 0
     return folder / "run"
-
-
-class Reader(HTMLParser):
-    """Checks that tags are closed in turn, and collects text, tables and whatever is fetched."""
-
-    VOID = ("meta", "img", "br", "path", "use", "rect", "circle", "line")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.ids: list[str] = []
-        self.fetched: list[str] = []
-        self.rows: list[list[str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.fetched += [values[name] or "" for name in ("src", "href", "data", "poster") if name in values]
-        self.ids += [values["id"] or ""] if "id" in values else []
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-
-
-def read(page: Path) -> Reader:
-    reader = Reader()
-    reader.feed(page.read_text(encoding="utf-8"))
-    reader.close()
-    assert reader.open == []
-    return reader
-
-
-def report(*paths: Path, out: Path) -> Reader:
-    assert main(["report", *map(str, paths), "--out", str(out)]) == 0
-    return read(out / "index.html")
 
 
 def curve(run: Path) -> list[dict[str, float]]:
@@ -148,7 +97,7 @@ def test_numbers_of_the_vlm_alone_and_of_the_policy_after_a_round(run: Path, tmp
     assert table[0] == ["0", "–", f"{alone[0][0]:.1f} ± 0.0"]
     assert table[1] == ["1", f"{points[1]['return']:.1f} ± 0.0", f"{alone[1][0]:.1f} ± 0.0"]
     assert table[2] == ["2", f"{points[2]['return']:.1f} ± 0.0", f"{alone[2][0]:.1f} ± 0.0"]
-    assert table[3][:2] == ["last evaluation", table[2][1]]
+    assert table[3][:2] == ["last evaluation, 4,000 steps", table[2][1]]
     summary = json.loads((run / "summary.json").read_text())
     assert [r["vlm_return"] for r in summary["rounds"]] == pytest.approx([alone[1][0], alone[2][0]])
 
@@ -219,10 +168,11 @@ def test_seeds_of_one_configuration_are_one_curve(run: Path, tmp_path: Path) -> 
     folders = find_runs([tmp_path / "sweep"])
     [group] = group_runs([read_run(folder) for folder in folders])
     assert (group.name, [run.seed for run in group.runs]) == ("mine", [1, 2])
-    for (steps, mean, spread), point in zip(group.points(), curve(run), strict=True):
+    for (steps, measured), point in zip(group.points(), curve(run), strict=True):
         assert steps == point["env_steps"]
-        assert mean == pytest.approx(point["return"] + 5)
-        assert spread == pytest.approx(50**0.5)  # (5² + 5²) / (2 − 1)
+        assert measured.mean == pytest.approx(point["return"] + 5)
+        assert measured.spread == pytest.approx(50**0.5)  # (5² + 5²) / (2 − 1)
+        assert measured.seeds == (1, 2)
     page = report(tmp_path / "sweep", out=tmp_path / "out")
     assert f"{curve(run)[-1]['return'] + 5:.1f} ± 7.1" in " ".join(page.text)
     [first] = [row for row in page.rows if row[:2] == ["mine", "1"]]
