@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from covr_lightning.agent.priors import Prior
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.vlm import VLM
 
 _AT_LEAST_ONE = (
     "max_env_steps", "batch_size", "replay_capacity", "label_every_agent_steps", "label_batch_size",
@@ -48,6 +51,27 @@ def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:
         raise ConfigError(
             f"data.updates_per_agent_step is {arguments['updates_per_agent_step']}; it must be above 0 (1: an update "
             "per agent step, as in the paper)."
+        )
+
+
+def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[object]) -> None:
+    """Check that a run has the VLM that it asks, and that what its prior waits for will come.
+
+    Args:
+        vlm: The VLM.
+        asks: Whether the prior or the warm-up asks one.
+        prior: The agent's.
+        callbacks: The Trainer's; one with a true attribute ``measures_vlm`` measures the VLM's error.
+
+    Raises:
+        ConfigError: It has not, or it will not.
+    """
+    if asks and vlm is None:
+        raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
+    if prior.needs_measure and not any(getattr(callback, "measures_vlm", False) for callback in callbacks):
+        raise ConfigError(
+            f"{type(prior).__name__} (model.prior) goes by the VLM's error that ProgressiveFineTune measures in each "
+            "round, but trainer.callbacks has none."
         )
 
 

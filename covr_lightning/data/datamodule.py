@@ -11,19 +11,20 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch.utils.data import DataLoader, IterableDataset
-from torchrl.data import RandomSampler, TensorDictReplayBuffer
+from torch.utils.data import DataLoader
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from covr_lightning import processes
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.counters import Counters
-from covr_lightning.data.checks import check_lengths, check_processes
+from covr_lightning.data.checks import check_lengths, check_processes, check_vlm
 from covr_lightning.data.collection import Collection, OneCollector
 from covr_lightning.data.experience import Experience, Listener
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue, StalePriors
+from covr_lightning.data.loading import Stream, loader
+from covr_lightning.data.replay import make_replay
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.data.samplers import RunSampler
 from covr_lightning.data.sequences import SequenceSampler
@@ -192,30 +193,16 @@ class ExperienceData(L.LightningDataModule):
         check_processes(self.batch_size, self.replay_capacity, self.all_envs, workers)
         if self.vlm is not None and self.trainer is not None:
             self.vlm.to(self.trainer.strategy.root_device)  # loaded there at once
-        if model.prior.uses_vlm or self.warmup_actions == "vlm":
-            if self.vlm is None:
-                raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
+        asks = model.prior.uses_vlm or self.warmup_actions == "vlm"
+        check_vlm(self.vlm, asks, model.prior, self._trainer.callbacks)  # type: ignore[attr-defined]
+        if asks and self.vlm is not None:
             self.vlm.load(self.spec)
-        measured = any(getattr(callback, "measures_vlm", False) for callback in self._trainer.callbacks)  # type: ignore[attr-defined]
-        if model.prior.needs_measure and not measured:
-            raise ConfigError(
-                f"{type(model.prior).__name__} (model.prior) goes by the VLM's error that ProgressiveFineTune measures "
-                "in each round, but trainer.callbacks has none."
-            )
-        replay = TensorDictReplayBuffer(
-            storage=FrameStackStorage(
-                self.replay_capacity // workers,
-                self.spec.frame_stack,
-                device=self._trainer.strategy.root_device if self.replay_device == "agent" else "cpu",
-            ),
-            sampler=self.sampler or RandomSampler(),
-            batch_size=self.batch_size // workers,
-            generator=torch.Generator().manual_seed(own_seed),
+        device = self._trainer.strategy.root_device if self.replay_device == "agent" else torch.device("cpu")
+        replay = make_replay(
+            self.replay_capacity // workers, self.batch_size // workers, self.spec, self.sampler, device, own_seed
         )
-        if isinstance(replay.sampler, RunSampler):
-            replay.sampler.episode_agent_steps = self.spec.episode_env_steps // self.spec.action_repeat
-            if replay.sampler.wants_td_errors:
-                model.td_error_listener = replay.update_priority
+        if isinstance(replay.sampler, RunSampler) and replay.sampler.wants_td_errors:
+            model.td_error_listener = replay.update_priority
         sequences = SequenceSampler.needed_by(model.objective_list, replay.storage, self.spec, own_seed)
         # Processes that start at different moments may each have found another folder free.
         folder = processes.from_first(self._trainer.default_root_dir)
@@ -271,15 +258,14 @@ class ExperienceData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches (B,) of transitions, or empty TensorDicts where no update is due."""
         self._open_environments(self.seed)
-        return DataLoader(_Stream(self), batch_size=None, num_workers=0, collate_fn=_as_is, generator=torch.Generator())
+        return loader(Stream(self.stream, self.most_items))
 
     def val_dataloader(self) -> DataLoader:
         """One item per evaluation episode of this process: its seed; −1 where others have one more to play."""
         first, number, count = self.seed + EVAL_SEED_OFFSET, self._trainer.global_rank, self._trainer.world_size
         seeds: Any = [*range(first, first + self.eval_episodes)[number::count]]
         seeds += [-1] * (-(-self.eval_episodes // count) - len(seeds))  # Lightning wants as many items everywhere
-        # Without a generator, every evaluation would draw from the global random numbers.
-        return DataLoader(seeds, batch_size=None, num_workers=0, generator=torch.Generator())
+        return loader(seeds)
 
     test_dataloader = val_dataloader
 
@@ -439,20 +425,3 @@ class ExperienceData(L.LightningDataModule):
         if self._eval_env is not None:
             self._eval_env.close()
             self._eval_env = None
-
-
-class _Stream(IterableDataset):
-    """The endless stream with a length: without one, Lightning would fetch an item ahead of the update."""
-
-    def __init__(self, data: ExperienceData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.most_items()
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        return self.data.stream()
-
-
-def _as_is(item: TensorDictBase) -> TensorDictBase:
-    return item
