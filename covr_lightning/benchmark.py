@@ -17,21 +17,22 @@ import transformers
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from covr_lightning.envs import TASKS, CarRacing, DMControl, EnvFactory, Road
+from covr_lightning.envs import TASKS, CarRacing, DMControl, EnvFactory, PointReach, Road
 from covr_lightning.errors import ConfigError
 from covr_lightning.export import POLICY_FILES, open_policy
 from covr_lightning.measuring import Measured, measure, weights_megabytes
 from covr_lightning.vlm.decoding import Decoder, Decoding, greedy_answers
-from covr_lightning.vlm.prompts import prompt_for
+from covr_lightning.vlm.prompts import POINT_REACH, prompt_for
 from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
 #: Fewest calls that a median is taken of.
 FEWEST_CALLS = 5
-_DRIVING: dict[str, Callable[[], EnvFactory]] = {
+_OTHERS: dict[str, Callable[[], EnvFactory]] = {
     "highway": lambda: Road("highway"),
     "ghost-pedestrian": lambda: Road("ghost_pedestrian"),
     "carracing": CarRacing,
+    POINT_REACH: PointReach,
 }
 
 
@@ -229,7 +230,7 @@ def _policy_files(folder: Path | None) -> list[Path]:
 
 
 def _factory(task: str) -> EnvFactory:
-    return DMControl(task) if task in TASKS else _DRIVING[task]()
+    return DMControl(task) if task in TASKS else _OTHERS[task]()
 
 
 def _device(name: str) -> torch.device:

@@ -13,10 +13,12 @@ import torch
 from covr_lightning import benchmark
 from covr_lightning.agent import SACModule
 from covr_lightning.cli import main
-from covr_lightning.envs import DMControl, EnvSpec
+from covr_lightning.envs import DMControl, EnvFactory, EnvSpec
 from covr_lightning.envs.dmc import DMControlEnv
 from covr_lightning.errors import ConfigError
 from covr_lightning.export import POLICY_FILES, export_policy
+from covr_lightning.vlm.driving_prompts import DRIVING_PROMPTS
+from covr_lightning.vlm.prompts import POINT_REACH, prompt_for
 from covr_lightning.vlm.vlm import VLM
 
 COMMAND = ["benchmark", "inference", "--device", "cpu"]
@@ -149,3 +151,9 @@ def test_on_a_gpu(policy: Path, tmp_path: Path) -> None:
     name = torch.cuda.get_device_name()
     assert [row["device"] == name for row in rows[:5]] == [True, True, True, True, False]  # ONNX runs on the CPU
     assert all(float(row["working_mb"]) > 0 for row in rows[:3])
+
+
+def test_every_task_with_a_prompt_has_pictures() -> None:
+    for task in (*DRIVING_PROMPTS, POINT_REACH, "walker-walk"):
+        prompt_for(task)
+        assert isinstance(benchmark._factory(task), EnvFactory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -24,9 +24,11 @@ class Collection(ABC):
 
     Attributes:
         resumes_exactly: Whether a run that is stopped and resumed ends as one that was not.
+        together: Whether the environments live in the trainer's process.
     """
 
     resumes_exactly = True
+    together = False
 
     @abstractmethod
     def open(self, factory: EnvFactory, policy: ExplorationPolicy, numbers: range, seed: int) -> None:
@@ -68,18 +70,21 @@ class Collection(ABC):
         """Close the environments."""
 
 
-def make_envs(factory: EnvFactory, numbers: range, seed: int, settings: EnvProcesses | None) -> list[PixelEnv]:
+def make_envs(
+    factories: Sequence[EnvFactory], numbers: range, seed: int, settings: EnvProcesses | None
+) -> list[PixelEnv]:
     """Build environments, each with the seed `seed` + number.
 
     Args:
-        factory: Makes an environment.
+        factories: Make one each.
         numbers: Their numbers.
         seed: The run's seed.
         settings: Of processes of their own; None for this process.
     """
+    each = zip(factories, numbers, strict=True)
     if settings is None:
-        return [factory.make(seed + number) for number in numbers]
-    return [EnvProcess(factory, seed + number, number, settings) for number in numbers]
+        return [factory.make(seed + number) for factory, number in each]
+    return [EnvProcess(factory, seed + number, number, settings) for factory, number in each]
 
 
 class OneCollector(Collection):
@@ -92,12 +97,14 @@ class OneCollector(Collection):
 
     def __init__(self, env_processes: EnvProcesses | None = None) -> None:
         self.env_processes = env_processes
+        self.together = env_processes is None
         self._envs: EnvBatch | None = None
         self._collector: Collector | None = None
 
     def open(self, factory: EnvFactory, policy: ExplorationPolicy, numbers: range, seed: int) -> None:
         """Build the environments."""
-        envs = make_envs(factory, numbers, seed, self.env_processes)
+        factories = [factory.placed(number, policy.envs, self.together) for number in numbers]
+        envs = make_envs(factories, numbers, seed, self.env_processes)
         for env in envs:
             env.times = policy.times
         self._envs = EnvBatch(envs, first=numbers.start)

@@ -245,7 +245,8 @@ class ExperienceData(L.LightningDataModule):
     def eval_env(self) -> PixelEnv:
         """The environment that evaluation plays on; built when first used."""
         if self._eval_env is None:
-            self._eval_env = self.env_factory.make(self.seed + EVAL_SEED_OFFSET)
+            factory = self.env_factory.placed(None, self.all_envs, self.collection.together)
+            self._eval_env = factory.make(self.seed + EVAL_SEED_OFFSET)
         return self._eval_env
 
     @property

@@ -107,10 +107,11 @@ class Workers(Collection):
             )  # fmt: skip
         share = len(numbers) // self.workers
         self._policy, self._seed = policy, seed
-        self._workplaces = [
-            Workplace(factory, numbers[first : first + share], seed, self.env_processes)
-            for first in range(0, len(numbers), share)
-        ]
+        self._workplaces = []
+        for first in range(0, len(numbers), share):
+            own = numbers[first : first + share]
+            factories = [factory.placed(number, policy.envs, self.together) for number in own]
+            self._workplaces.append(Workplace(factories, own, seed, self.env_processes))
 
     def agent_steps_of_an_item(self, envs: int) -> int:
         """Of all environments."""
@@ -190,14 +191,14 @@ class Workplace:
     """Makes a worker's environments, there.
 
     Attributes:
-        factory: Makes one.
+        factories: Make one each.
         numbers: Their numbers.
         seed: The run's seed.
         env_processes: Of processes of their own; None for the worker's.
         episodes: Running episodes to continue, with the worker's noise.
     """
 
-    factory: EnvFactory
+    factories: list[EnvFactory]
     numbers: range
     seed: int
     env_processes: EnvProcesses | None
@@ -205,7 +206,7 @@ class Workplace:
 
     def __call__(self) -> EnvBatch:
         """Make them."""
-        envs = _WorkerEnvs(make_envs(self.factory, self.numbers, self.seed, self.env_processes), self.numbers.start)
+        envs = _WorkerEnvs(make_envs(self.factories, self.numbers, self.seed, self.env_processes), self.numbers.start)
         if self.episodes is not None:
             envs.restore_episodes(self.episodes)
         return envs

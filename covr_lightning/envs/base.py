@@ -74,6 +74,19 @@ class EnvFactory(ABC):
             seed: Seed of everything random in the environment.
         """
 
+    def placed(self, number: int | None, envs: int, together: bool) -> EnvFactory:
+        """The description of one of a run's environments, where they cannot all act in the same place.
+
+        Args:
+            number: Of an environment that collects, among all of the run; None for this process's that evaluates.
+            envs: Environments that collect, of the whole run.
+            together: Whether those that collect live in the process of the one that evaluates.
+
+        Returns:
+            This one, unless a subclass has places to give away.
+        """
+        return self
+
 
 class PixelEnv(EnvBase, ABC):
     """A TorchRL environment that shows stacks of RGB frames.

@@ -148,19 +148,20 @@ class HTTPService:
 
 def _read(response: Any, end: float) -> bytes | None:
     """The body, None if it is too long."""
-    body = b""
+    body, whole = b"", False
     try:
-        for part in response.stream(1 << 16):
+        while part := response.read1(1 << 16):  # what is there: to wait for more would have no end, byte after byte
             body += part
             if len(body) > LONGEST_ANSWER:
                 return None
-            if time.monotonic() > end:  # each read has a limit of its own, so one byte now and then would never end
+            if time.monotonic() > end:
                 raise TimeoutError
-    except BaseException:
-        response.close()
-        raise
-    response.release_conn()
-    return body
+        whole = True
+        return body
+    finally:
+        if not whole:
+            response.close()
+        response.release_conn()
 
 
 def _retry_after(response: Any) -> float:

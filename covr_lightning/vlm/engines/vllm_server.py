@@ -142,17 +142,16 @@ class VLLMServer(Engine):
             self.breaker.answered()
             found[0] = first
         pending = [i for i, text in enumerate(found) if text is None]
-        answered, failures = True, list[Failure]()
+        failures = list[Failure]()
         for attempt in range(self.attempts):
             if not pending or not self._wait(attempt, failures, end):
                 break
             answers = list(zip(pending, self._attempt(frames[pending], end), strict=True))
             failures = [answer for _, answer in answers if isinstance(answer, Failure)]
-            answered = len(failures) < len(answers)
             for i, answer in answers:
                 found[i] = answer if isinstance(answer, str) else None
             pending = [i for i, answer in answers if isinstance(answer, Failure) and answer.again]
-        if not answered:
+        if failures and all(text is None for text in found):
             self._away(failures[0])
         return found
 

@@ -16,6 +16,7 @@ import torch
 
 from covr_lightning.envs.driving import DrivingEnv
 from covr_lightning.envs.driving.carla import Carla, CarlaServer, CarlaSimulator
+from covr_lightning.envs.driving.carla import connection as carla_connection
 from covr_lightning.envs.driving.carla import server as carla_server
 from covr_lightning.envs.driving.carla.connection import QUIET_SECONDS
 from covr_lightning.envs.driving.carla.server import group_lives
@@ -184,7 +185,8 @@ def killed(root: str, times: int) -> dict[str, Any]:
 
 
 def hanging(port: int, pid: int) -> dict[str, Any]:
-    """The server hangs in mid-episode, and goes on later."""
+    """The server, with a setting of its own, hangs in mid-episode, and goes on later."""
+    other = give_setting_of_its_own(port)
     env = Carla(MIXED, port=port, timeout_seconds=1.5, action_repeat=1, reconnects=3).make(1)
     env.reset()
     step(env, 0.0, 1.0)
@@ -197,7 +199,10 @@ def hanging(port: int, pid: int) -> dict[str, Any]:
     after = step(env, 0.0, 1.0)
     count = len(simulator_of(env).connection.world.get_actors())
     env.close()
-    return {"cut": cut, "seconds": seconds, "after": after, "lost": env.lost_episodes, "count": count}
+    substeps = other.get_world().get_settings().max_substeps
+    return {
+        "cut": cut, "seconds": seconds, "after": after, "lost": env.lost_episodes, "count": count, "substeps": substeps,
+    }  # fmt: skip
 
 
 def group_runs(group: int) -> bool:
@@ -273,8 +278,10 @@ def gone_for_good(port: int) -> str:
     return ""
 
 
-def drives_on(port: int) -> None:
-    """Drives until it is interrupted."""
+def drives_on(port: int, machine: str = "") -> None:
+    """Drives until it is interrupted, if asked to as if it were another machine."""
+    if machine:
+        carla_connection._machine = lambda: machine
     env = Carla(MIXED, port=port, **FAST).make(1)
     while True:
         env.reset()
@@ -295,6 +302,17 @@ def one_driver(port: int) -> dict[str, Any]:
     return {"after": after, "count": count}
 
 
+def give_setting_of_its_own(port: int) -> Any:
+    """A client that has just given the server seven substeps, which are to be put back."""
+    import carla
+
+    client = carla.Client("127.0.0.1", port)
+    settings = client.get_world().get_settings()
+    settings.max_substeps = 7
+    client.get_world().apply_settings(settings)
+    return client
+
+
 def loads_a_town(port: int) -> dict[str, Any]:
     """What the settings were when towns were loaded, and what is left of another client's setting after closing."""
     import carla
@@ -307,10 +325,7 @@ def loads_a_town(port: int) -> dict[str, Any]:
             return world
 
     loads: list[list[bool]] = []
-    other = carla.Client("127.0.0.1", port)
-    settings = other.get_world().get_settings()
-    settings.max_substeps = 7
-    other.get_world().apply_settings(settings)
+    other = give_setting_of_its_own(port)
     carla.Client = Watched
     env = Carla(MIXED, port=port, **FAST).make(1)
     played = simulator_of(env).connection.map.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from covr_lightning.envs.driving.carla import Carla
+from covr_lightning.envs.driving.carla import Carla, connection
 from covr_lightning.envs.driving.carla.client import weather
 from covr_lightning.errors import ConfigError
 from tests.envs.carla.processes import MIXED, NOTHING, Client, Loopback, call, fake_installation, watch
@@ -59,6 +60,7 @@ def test_a_hanging_server_cuts_the_episode_after_the_timeout(carla_loopback: Sta
     assert not result["after"]["done"]
     assert result["lost"] == 1
     assert result["count"] == 9, "the actors of the episode that was cut are gone"
+    assert result["substeps"] == 7, "the server's own settings are put back, not those of before the reconnect"
 
 
 def test_a_server_that_stays_away_is_one_sentence(carla_loopback: Start):
@@ -116,6 +118,26 @@ def test_a_server_that_another_process_drives_on_is_refused(carla_loopback: Star
     assert f"Process {client.process.pid}" in error
     client.line()  # it drives on undisturbed
     client.process.kill()
+
+
+def test_a_process_of_another_machine_is_known_by_its_ticks(carla_loopback: Start):
+    server = carla_loopback(MIXED)
+    client = Client("drives_on", port=server.port, machine="elsewhere")
+    client.line()
+    error = call("refused", scenario=MIXED, port=server.port)["error"]
+    assert f"Process {client.process.pid} of another machine" in error
+    client.line()  # it drives on undisturbed
+    client.process.kill()
+    client.process.wait()
+    result = call("one_driver", port=server.port)
+    assert result["count"] == 9, "those that it left are gone"
+
+
+def test_a_number_that_another_process_has_now_is_not_the_old_process():
+    mine = connection._started(os.getpid())
+    assert mine
+    assert connection._started(1) != mine
+    assert connection._started(2**22 + 1) == ""
 
 
 def test_a_server_without_the_town_is_refused(carla_loopback: Start):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from covr_lightning import processes
 from covr_lightning.envs.driving.carla import Carla, CarlaServer
 from covr_lightning.envs.driving.carla.server import group_lives
 from covr_lightning.errors import ConfigError
@@ -88,14 +92,67 @@ def test_a_server_that_ends_at_once_is_refused(tmp_path: Path):
         CarlaServer(tmp_path).start()
 
 
-def test_processes_that_train_together_need_servers_of_their_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ConfigError, match="2 processes"):
-        Carla("highway", port=2000).make(0)
-    # Process 1 of 2 has the second of two ports, where nobody listens.
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1 "):
-        Carla("highway", port=[2000, 1], timeout_seconds=0.1).make(0)
+def test_servers_that_start_together_have_ports_of_their_own(tmp_path: Path):
+    root = fake_installation(tmp_path, MIXED)
+    ports = [CarlaServer(root).port for _ in range(3)]  # the locks of the first go with it
+    kept = [CarlaServer(root) for _ in range(3)]
+    assert len({server.port for server in kept}) == 3
+    code = f"from covr_lightning.envs.driving.carla import CarlaServer; print(CarlaServer({str(root)!r}).port)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) not in {server.port for server in kept}
+    assert all(port % 3 == ports[0] % 3 for port in ports), "triples do not overlap"
+
+
+def ports_of(
+    monkeypatch: pytest.MonkeyPatch, port: int | list[int], envs: int, together: bool, count: int
+) -> list[Any]:
+    """Ports of a run's environments: those that collect, then each process's for evaluation."""
+    factory = Carla("highway", port=port)
+    monkeypatch.setattr(processes, "count", lambda: count)
+    ports = [factory.placed(number, envs, together).port for number in range(envs)]
+    for rank in range(count):
+        monkeypatch.setattr(processes, "number", lambda rank=rank: rank)
+        ports.append(factory.placed(None, envs, together).port)
+    return ports
+
+
+@pytest.mark.parametrize(
+    ("port", "envs", "together", "count", "ports"),
+    [
+        (1, 1, True, 1, [1, 1]),
+        ([1, 2], 1, True, 1, [1, 2]),
+        ([1, 2], 1, False, 1, [1, 2]),
+        ([1, 2, 3, 4], 2, True, 2, [1, 2, 3, 4]),
+        ([1, 2, 3, 4, 5], 4, False, 1, [1, 2, 3, 4, 5]),
+        ([1, 2, 3, 4, 5], 1, True, 1, [1, 5]),
+    ],
+)
+def test_every_environment_of_a_run_has_its_server(
+    monkeypatch: pytest.MonkeyPatch, port: Any, envs: int, together: bool, count: int, ports: list[int]
+):
+    assert ports_of(monkeypatch, port, envs, together, count) == ports
+
+
+@pytest.mark.parametrize(
+    ("port", "envs", "together", "count", "sentence"),
+    [
+        (1, 2, True, 1, "one server, but 2 environments collect: give a list of 3 ports, the last for evaluation"),
+        (1, 1, False, 1, "one server, but 1 environment collects in processes of their own: give a list of 2 ports"),
+        (1, 2, True, 2, "one server, but 2 environments collect: give a list of 4 ports, the last 2 for evaluation"),
+        ([1], 1, True, 1, r"1 servers \(1\), but 1 environment collects and 1 evaluates: give a list of 2 ports"),
+        ([1, 2, 3], 2, False, 2, "3 servers .* 2 environments collect and 2 evaluate: give a list of 4 ports"),
+    ],
+)
+def test_too_few_servers(
+    monkeypatch: pytest.MonkeyPatch, port: Any, envs: int, together: bool, count: int, sentence: str
+):
+    with pytest.raises(ConfigError, match=sentence):
+        ports_of(monkeypatch, port, envs, together, count)
+
+
+def test_an_evaluation_alone_needs_no_more_than_its_server(monkeypatch: pytest.MonkeyPatch):
+    assert Carla("highway", port=[7]).placed(None, 8, False).port == 7
+    assert Carla("highway", port=7).placed(None, 8, False).port == 7
 
 
 @pytest.mark.parametrize("settings", [{"carla_root": "/x", "tm_port": 8000}, {"port": [1, 2], "tm_port": 8000}])

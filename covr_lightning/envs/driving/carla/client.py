@@ -67,6 +67,11 @@ def answers(host: str, port: int, timeout_seconds: float = 1.0) -> bool:
     return True
 
 
+def free_ports_at(first: int, count: int) -> bool:
+    """Whether `count` consecutive ports from `first` on are free."""
+    return all(_is_free(port) for port in range(first, first + count))
+
+
 def free_ports(first: int, count: int = 1, tries: int = 500) -> int:
     """The first of `count` consecutive free ports, sought from `first` upwards.
 
@@ -74,7 +79,7 @@ def free_ports(first: int, count: int = 1, tries: int = 500) -> int:
         ConfigError: There are none among `tries`.
     """
     for port in range(first, min(first + tries, 65536 - count)):
-        if all(_is_free(port + i) for i in range(count)):
+        if free_ports_at(port, count):
             return port
     raise ConfigError(f"No {count} free ports in a row from {first} upwards: end what listens there.")
 

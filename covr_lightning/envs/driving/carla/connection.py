@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import itertools
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from covr_lightning.envs.driving.carla.client import answers, check_versions, import_carla
@@ -26,6 +30,8 @@ LOAD_SECONDS = 180.0
 QUIET_SECONDS = 0.1
 #: Waits between attempts to reconnect double from one second up to this.
 LONGEST_WAIT_SECONDS = 30.0
+#: How long a server is watched on which actors of another machine's process are.
+FOREIGN_SECONDS = 3.0
 TAG = "covr"
 _numbers = itertools.count(1)
 
@@ -60,7 +66,7 @@ class CarlaConnection:
         self.timeout_seconds = timeout_seconds
         self.tm_port = tm_port
         self.server = server
-        self.tag = f"{TAG}-{os.getpid()}-{next(_numbers)}"
+        self.tag = f"{TAG}-{_machine()}-{os.getpid()}-{_started(os.getpid())}-{next(_numbers)}"
         self.alive = False
         #: Who plays on it now; see :meth:`lend`.
         self.tenant: object | None = None
@@ -158,7 +164,9 @@ class CarlaConnection:
             world = client.get_world()
             leftovers = self._leftovers(world)
             shows_town = self._shows_town(client, world)
-            settings, self._settings = world.get_settings(), _to_put_back(world.get_settings())
+            settings = world.get_settings()
+            if self._settings is None or not settings.synchronous_mode:  # else they are those that we gave it
+                self._settings = _to_put_back(world.get_settings())
             settings.synchronous_mode = True
             settings.fixed_delta_seconds = self.scenario.tick_seconds
             settings.max_substep_delta_time = 0.01
@@ -174,32 +182,40 @@ class CarlaConnection:
 
     def _leftovers(self, world: Any) -> list[int]:
         """Ids of the actors that processes of ours left behind; a process that still drives here stops us."""
-        if world.get_settings().synchronous_mode:
-            self._first_tick(world)
-        leftovers = []
+        frame = self._first_tick(world) if world.get_settings().synchronous_mode else None
+        leftovers, elsewhere = [], ""
         for actor in world.get_actors():
             role = actor.attributes.get("role_name", "")
             if not role.startswith(f"{TAG}-"):
                 continue
-            pid = int(role.split("-")[1])
-            if role != self.tag and self.host in ("127.0.0.1", "localhost") and _lives(pid):
-                raise ConfigError(
-                    f"Process {pid} drives on the CARLA server at {self.address} already; two cannot share one: start "
-                    "a second server and give its port (data.env.port)."
-                )
             leftovers.append(actor.id)
+            machine, pid, started = (role.split("-") + ["", "", ""])[1:4]
+            if role == self.tag:
+                continue
+            if machine != _machine():
+                elsewhere = pid
+            elif _started(int(pid)) == started:
+                raise self._taken(f"Process {pid} drives")
+        # Whether a process of another machine, or of another container, lives cannot be asked; whether it ticks, can.
+        if elsewhere and frame is not None:
+            time.sleep(FOREIGN_SECONDS)
+            if self._first_tick(world) != frame + 1:
+                raise self._taken(f"Process {elsewhere} of another machine drives")
         return leftovers
 
-    def _first_tick(self, world: Any) -> None:
+    def _taken(self, who: str) -> ConfigError:
+        return ConfigError(
+            f"{who} on the CARLA server at {self.address} already; two cannot share one: start a second server and "
+            "give its port (data.env.port)."
+        )
+
+    def _first_tick(self, world: Any) -> int:
         """Until a tick a new client sees nobody; it may miss the first, while it still subscribes to the state."""
         tries = 4
-        for i in range(tries):
-            try:
-                world.tick(self.timeout_seconds / tries)
-                return
-            except RuntimeError:
-                if i == tries - 1:
-                    raise
+        for _ in range(tries - 1):
+            with suppress(RuntimeError):
+                return int(world.tick(self.timeout_seconds / tries))
+        return int(world.tick(self.timeout_seconds / tries))
 
     def _shows_town(self, client: Any, world: Any) -> bool:
         """Whether the server shows the scenario's town; if not, it has to have it."""
@@ -345,11 +361,20 @@ def _town(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _lives(pid: int) -> bool:
+@cache
+def _machine() -> str:
+    """Eight digits that tell this machine, since it was started, or this container, from others."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = ""
+    return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
+
+
+def _started(pid: int) -> str:
+    """When a living process of this machine was started; another one that later gets its number has another time."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state == "Z" else numbers[18]

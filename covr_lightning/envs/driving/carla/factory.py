@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import copy
 from pathlib import Path
 
+from covr_lightning import processes
 from covr_lightning.envs.driving.carla.connection import CarlaConnection
 from covr_lightning.envs.driving.carla.server import CarlaServer
 from covr_lightning.envs.driving.carla.simulator import CarlaSimulator
@@ -20,13 +21,11 @@ class Carla(DrivingFactory):
     other. So which server an environment gets depends on what is set:
 
     - `carla_root`: each environment starts a server of its own there, on free ports, and ends it on closing.
-    - `port` is a list: each environment takes the next port; the servers run already, say two for training and
-      evaluation.
-    - `port` is one number: all environments of this process share that server. An evaluation that begins in the middle
-      of a training episode takes the server over, and that episode is cut off (truncated, not terminated).
-
-    Processes that train together (``WORLD_SIZE`` above 1) cannot share a server either: they need `carla_root`, or a
-    list of which process r of n takes the ports r, r + n, ….
+    - `port` is a list: the environments that collect take its first ports, by their numbers among all of the run; the
+      evaluation's take its last, one for each process of the run. The servers run already.
+    - `port` is one number: one environment that collects, in the trainer's process, shares that server with the
+      evaluation's. An evaluation that begins in the middle of a training episode takes the server over, and that
+      episode is cut off (truncated, not terminated).
 
     Args:
         scenario: Name of a shipped scenario, or path of a YAML file.
@@ -35,7 +34,7 @@ class Carla(DrivingFactory):
         repeat_reward: See :class:`DrivingFactory`.
         repeat_distance: See :class:`DrivingFactory`.
         host: Where the servers listen.
-        port: Where a server listens, or a list with one port per environment.
+        port: Where a server listens, or a list with one port per environment, those for evaluation last.
         carla_root: Folder of a CARLA installation (the one with ``CarlaUE4.sh``), to start servers from it.
         timeout_seconds: How long the server may take to answer before it counts as lost.
         reconnects: How often a reset tries to get a lost server back, with waits of 1, 2, 4 … up to 30 s; a server of
@@ -81,6 +80,34 @@ class Carla(DrivingFactory):
         self._shared: CarlaConnection | None = None
         self._lent: dict[int, CarlaSimulator] = {}
 
+    def placed(self, number: int | None, envs: int, together: bool) -> Carla:
+        """The same with the server of one of a run's environments; see the class.
+
+        Raises:
+            ConfigError: There are fewer servers than environments.
+        """
+        if self.carla_root is not None:
+            return self
+        evaluating = processes.count()
+        collecting = f"{envs} environment{'s collect' if envs > 1 else ' collects'}"
+        needed = (
+            f"give a list of {envs + evaluating} ports, the last {'' if evaluating == 1 else f'{evaluating} '}for "
+            "evaluation, or data.env.carla_root."
+        )
+        if not isinstance(self.port, list):
+            if evaluating > 1 or (number is not None and (envs > 1 or not together)):
+                where = "" if together else " in processes of their own"
+                raise ConfigError(f"data.env.port is {self.port}, one server, but {collecting}{where}: {needed}")
+            return self
+        if len(self.port) < (evaluating if number is None else envs + evaluating):
+            raise ConfigError(
+                f"data.env.port has {len(self.port)} servers ({', '.join(map(str, self.port))}), but {collecting} and "
+                f"{evaluating} evaluate{'s' if evaluating == 1 else ''}: {needed}"
+            )
+        mine = copy.copy(self)
+        mine.port = self.port[len(self.port) - evaluating + processes.number() if number is None else number]
+        return mine
+
     def simulator(self, seed: int) -> DrivingSimulator:
         """Connect to the server that is this environment's; see the class.
 
@@ -94,14 +121,9 @@ class Carla(DrivingFactory):
             server = CarlaServer(self.carla_root)
             return CarlaSimulator(self._connection(server.port, server), seed, self.reconnects)
         if isinstance(self.port, list):
-            port = self._next_port(self.port[_rank() :: _processes()])
+            port = self._next_port(self.port)
             self._lent[port] = CarlaSimulator(self._connection(port), seed, self.reconnects)
             return self._lent[port]
-        if _processes() > 1:
-            raise ConfigError(
-                f"data.env.port is {self.port}, one server, but {_processes()} processes train together: give a list "
-                "with two ports for each of them, or data.env.carla_root."
-            )
         if self._shared is None:
             self._shared = self._connection(self.port)
         return CarlaSimulator(self._shared, seed, self.reconnects)
@@ -118,11 +140,3 @@ class Carla(DrivingFactory):
             f"data.env.port has {len(ports)} servers ({', '.join(map(str, ports))}), but there are more "
             "environments: give one port each for training and evaluation, or a single number to share one server."
         )
-
-
-def _rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -7,10 +7,13 @@ import logging
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
-from covr_lightning.envs.driving.carla.client import answers, free_ports, import_carla
+from filelock import FileLock, Timeout
+
+from covr_lightning.envs.driving.carla.client import answers, free_ports_at, import_carla
 from covr_lightning.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,8 @@ START_SECONDS = 180.0
 #: How long it may take to end before it is killed.
 END_SECONDS = 10.0
 SCRIPT = "CarlaUE4.sh"
+#: How many triples of ports are looked at.
+TRIES = 500
 
 #: A shell that waits for a line. Its other end is closed without one when Python is killed, by whatever signal; then it
 #: ends the process group that is its $0, as :meth:`CarlaServer.stop` does.
@@ -42,7 +47,8 @@ class CarlaServer:
     Args:
         root: Folder of the installation, with ``CarlaUE4.sh`` in it; by default the environment variable
             ``CARLA_ROOT``.
-        port: The first of its three ports; by default three free ones are sought.
+        port: The first of its three ports; by default three free ones are sought, which no other server of this class
+            gets on this machine until this process ends.
 
     Raises:
         ConfigError: There is no ``CarlaUE4.sh``.
@@ -52,7 +58,10 @@ class CarlaServer:
 
     def __init__(self, root: str | Path | None = None, port: int | None = None) -> None:
         self.script = find_script(root)
-        self.port = free_ports(FIRST_PORT, 3) if port is None else port
+        self._lock: FileLock | None = None
+        if port is None:
+            self._lock, port = _own_ports()
+        self.port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: subprocess.Popen[bytes] | None = None
 
@@ -128,6 +137,20 @@ class CarlaServer:
         process.wait()
         if watch is not None:
             watch.communicate(b"ended\n")
+
+
+def _own_ports() -> tuple[FileLock, int]:
+    """Three free ports, and the lock that keeps them: a server listens only seconds after it is started."""
+    for port in range(FIRST_PORT, FIRST_PORT + 3 * TRIES, 3):
+        if not free_ports_at(port, 3):
+            continue
+        lock = FileLock(Path(tempfile.gettempdir()) / f"covr-carla-{port}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # another process has them, or another user had
+            continue
+        return lock, port
+    raise ConfigError(f"There are no three free ports in a row from {FIRST_PORT} upwards: end what listens there.")
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
