@@ -16,6 +16,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.alone import fine_tune_saved
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
+from covr_lightning.saving.lock import only_run_in
 from covr_lightning.training import ParsingCLI
 from covr_lightning.vlm.vlm import VLM
 
@@ -76,9 +77,10 @@ class FineTuneCLI(ParsingCLI):
         model: VLMFineTuner = self.model
         name = self._get(self.config, "name") or self.run_name
         folder = run_folder(Path(self._get(self.config, "runs_dir")), name, None)
-        if self.trainer.is_global_zero:
-            self.save_config(folder / "config.yaml")
-        report = fine_tune_saved(
-            self.datamodule, model.vlm, model.settings, self.trainer, self.trainer_kwargs, folder / "rounds"
-        )
+        with only_run_in(folder):
+            if self.trainer.is_global_zero:
+                self.save_config(folder / "config.yaml")
+            report = fine_tune_saved(
+                self.datamodule, model.vlm, model.settings, self.trainer, self.trainer_kwargs, folder / "rounds"
+            )
         self.status = 0 if report.losses else 1

@@ -154,6 +154,12 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         SavedRows(str(path), score=QScore())
 
 
+def test_rows_that_are_not_there_leave_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "vlm_sft.yaml", "--data.rows", "none", "--runs_dir", str(tmp_path / "runs")]) == 2
+    assert "data.rows is 'none'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_the_length_has_one_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "vlm_sft.yaml", "--data.rows", "x", "--trainer.max_epochs", "3"]) == 2
     assert "trainer.max_epochs is 3; the length of a fine-tuning is model.settings.epochs" in capsys.readouterr().err
