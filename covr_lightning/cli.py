@@ -228,15 +228,16 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
     Raises:
         ConfigError: ``"last"`` is asked for and there is none.
     """
-    mine = [p for p in root.glob(f"{name}*") if re.fullmatch(re.escape(name) + r"(-\d+)?", p.name)]
+    is_its_name = re.compile(re.escape(name) + r"(-\d+)?").fullmatch
     if ckpt_path == "last":
+        mine = [p for p in root.glob(f"{name}*") if is_its_name(p.name)]
         saved = [p for p in mine if (p / "checkpoints" / "last.ckpt").exists()]
         if not saved:
             raise ConfigError(f"--ckpt_path last: no run {root / name} has a last checkpoint yet.")
         return max(saved, key=lambda p: (p / "checkpoints" / "last.ckpt").stat().st_mtime)
     if ckpt_path is not None and Path(ckpt_path).parent.name == "checkpoints":
         of_run = Path(ckpt_path).parent.parent
-        if not anew or re.fullmatch(re.escape(name) + r"(-\d+)?", of_run.resolve().name):
+        if not anew or is_its_name(of_run.resolve().name):
             return of_run
     folder, n = root / name, 2
     while folder.exists():

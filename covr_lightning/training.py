@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +16,6 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
@@ -46,6 +46,45 @@ from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
 CLI = TypeVar("CLI", bound="ParsingCLI")
+
+
+#: Keys of the Trainer's that a run has others for: what each is when it is not given, and what to say if it is.
+_THE_RUNS_OWN = {
+    "max_epochs": (None, ", which says nothing to a run; set data.max_env_steps instead"),
+    "max_steps": (-1, ", which says nothing to a run; set data.max_env_steps instead"),
+    "check_val_every_n_epoch": (1, ", which says nothing to a run; set data.eval_every_env_steps instead"),
+    "default_root_dir": (None, ", which says nothing to a run; set runs_dir and name instead"),
+}
+
+
+def refuse_trainer_keys(trainer: Any, own: Mapping[str, tuple[Any, str]]) -> None:
+    """Refuse those of the Trainer's keys that this package has others for.
+
+    Args:
+        trainer: The Trainer's arguments.
+        own: Key → its value when it is not given, and what to say if it is.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    for key, (neutral, sentence) in own.items():
+        if trainer.get(key) not in (neutral, None):
+            raise ConfigError(f"trainer.{key} is {trainer[key]!r}{sentence}.")
+
+
+@contextlib.contextmanager
+def trainer_errors() -> Iterator[None]:
+    """What Lightning says of a Trainer's arguments is of what stands below ``trainer``.
+
+    Raises:
+        ConfigError: It does not take them.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 class ParsingCLI(LightningCLI):
@@ -98,7 +137,7 @@ class CovrCLI(ParsingCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Give the Trainer the run's folder, loggers, checkpoints and callbacks, unless the YAML has its own."""
         config = self._get(self.config, "trainer")
-        _check_lengths(config)
+        refuse_trainer_keys(config, _THE_RUNS_OWN)
         ckpt_path, fitting = self.config[self.subcommand].get("ckpt_path"), self.subcommand == "fit"
         if not fitting and ckpt_path is None and self._get(self.config, "actor") == "policy":
             alone = "" if self.command == "export" else ", or --actor vlm, for the VLM alone"
@@ -143,22 +182,15 @@ class CovrCLI(ParsingCLI):
         if self._get(self.config, "video"):
             trainer_callbacks.append(EvaluationVideo())
         kwargs["use_distributed_sampler"] = False  # the data share themselves out
-        trainer = self._trainer(**kwargs, callbacks=list(trainer_callbacks))
+        with trainer_errors():
+            trainer = super().instantiate_trainer(**kwargs, callbacks=list(trainer_callbacks))
         if fitting and trainer.world_size > 1:
             check_agent_strategy(trainer.strategy)
-            trainer = self._trainer(**kwargs, callbacks=trainer_callbacks, strategy=AgentDDP())
+            with trainer_errors():
+                trainer = super().instantiate_trainer(**kwargs, callbacks=trainer_callbacks, strategy=AgentDDP())
             if trainer.global_rank:
                 logging.getLogger("covr_lightning").setLevel(logging.WARNING)
         return trainer
-
-    def _trainer(self, **kwargs: Any) -> L.Trainer:
-        """Lightning's Trainer, whose complaints are of what stands below ``trainer``."""
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except ConfigError:
-            raise
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _vlm_file(self, folder: Path) -> Path | None:
         """Where ``covr report`` looks for what this VLM does alone: in the run whose round its adapter is of.
@@ -210,20 +242,6 @@ def _write_config(parser: LightningArgumentParser, config: Any, path: Path) -> N
     config.base = None  # what it builds on is in it now
     text = parser.dump(config, skip_none=False)
     path.write_text(masked(text), encoding="utf-8")
-
-
-def _check_lengths(trainer: Any) -> None:
-    """Refuse those of the Trainer's lengths that a run has keys of its own for.
-
-    Raises:
-        ConfigError: One is given.
-    """
-    for key, default, own in (
-        ("max_epochs", None, "data.max_env_steps"), ("max_steps", -1, "data.max_env_steps"),
-        ("check_val_every_n_epoch", 1, "data.eval_every_env_steps"), ("default_root_dir", None, "runs_dir and name"),
-    ):  # fmt: skip
-        if trainer.get(key) not in (default, None):
-            raise ConfigError(f"trainer.{key} is {trainer[key]!r}, which says nothing to a run; set {own} instead.")
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:

@@ -284,7 +284,6 @@ class ExperienceData(L.LightningDataModule):
 
     def stream(self) -> Iterator[TensorDictBase]:
         """Collect, store, label, sample, until the run is over."""
-        self._open_environments(self.seed)
         batches = self.collection.batches()
         if self._global_random_state is not None:  # Lightning drew from it while it made the loaders
             set_global_state(self._global_random_state)
@@ -379,7 +378,7 @@ class ExperienceData(L.LightningDataModule):
         continues = self._continues(state)
         seed = self.seed
         if not (continues and self.collection.resumes_exactly):  # no episode and no noise is to come again
-            seed = derived_seed(self.seed, self.counters.agent_steps, 0)
+            seed = derived_seed(self.seed, self.counters.agent_steps)
         self._open_environments(seed)
         try:
             if continues:

@@ -125,11 +125,12 @@ class Experience:
         own = env - self._env_numbers.start
         self._steps[own] += 1
         self.storage.cut_episode(env)
-        self._end_label_episode(env)
         for listener in self._listeners:
             listener(env, None)
         if done:
             self._end_episode(own)
+        else:
+            self._end_label_episode(env)
 
     def sample(self, progress: float) -> TensorDictBase:
         """Draw an update's batch.

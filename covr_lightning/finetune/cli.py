@@ -17,14 +17,14 @@ from covr_lightning.finetune.alone import fine_tune_saved
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.saving.lock import only_run_in
-from covr_lightning.training import ParsingCLI
+from covr_lightning.training import ParsingCLI, refuse_trainer_keys, trainer_errors
 from covr_lightning.vlm.vlm import VLM
 
-#: Trainer arguments that a round sets itself, and their values in a YAML that leaves them alone.
+#: As :data:`covr_lightning.training._THE_RUNS_OWN`, of a round.
 _THE_ROUNDS_OWN = {
-    "max_epochs": (None, "model.settings.epochs"),
-    "max_steps": (-1, "model.settings.max_steps"),
-    "accumulate_grad_batches": (1, "model.settings.accumulate"),
+    "max_epochs": (None, "; the length of a fine-tuning is model.settings.epochs"),
+    "max_steps": (-1, "; the length of a fine-tuning is model.settings.max_steps"),
+    "accumulate_grad_batches": (1, "; the length of a fine-tuning is model.settings.accumulate"),
 }
 _SET_IN_CODE = ("default_root_dir", "logger", "enable_checkpointing", "enable_model_summary", "inference_mode")
 
@@ -62,14 +62,12 @@ class FineTuneCLI(ParsingCLI):
             One more, for the device and number of this process.
         """
         arguments = dict(self._get(self.config_init, "trainer"))
-        for name, (neutral, key) in _THE_ROUNDS_OWN.items():
-            value = arguments.pop(name)
-            if value not in (neutral, None):
-                raise ConfigError(f"trainer.{name} is {value}; the length of a fine-tuning is {key}.")
-        self.trainer_kwargs = {name: value for name, value in arguments.items() if name not in _SET_IN_CODE}
-        return L.Trainer(
-            logger=False, enable_checkpointing=False, enable_model_summary=False, **copy.deepcopy(self.trainer_kwargs)
-        )
+        refuse_trainer_keys(arguments, _THE_ROUNDS_OWN)
+        set_in_code = {*_SET_IN_CODE, *_THE_ROUNDS_OWN}
+        self.trainer_kwargs = {name: value for name, value in arguments.items() if name not in set_in_code}
+        given = copy.deepcopy(self.trainer_kwargs)
+        with trainer_errors():
+            return L.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **given)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand != "fit":

@@ -165,6 +165,12 @@ def test_the_length_has_one_key(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "trainer.max_epochs is 3; the length of a fine-tuning is model.settings.epochs" in capsys.readouterr().err
 
 
+def test_what_lightning_says_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--config", "vlm_sft.yaml", "--data.rows", "x", "--trainer.accelerator", "banana"]
+    assert main([*arguments, "--runs_dir", str(tmp_path)]) == 2
+    assert "covr: trainer: You selected an invalid accelerator name" in capsys.readouterr().err
+
+
 STRATEGIES = {
     "ddp_spawn": ("ddp_spawn", "spawns or forks its processes"),
     "ddp_fork": ("ddp_fork", "spawns or forks its processes"),

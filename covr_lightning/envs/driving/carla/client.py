@@ -72,16 +72,16 @@ def free_ports_at(first: int, count: int) -> bool:
     return all(_is_free(port) for port in range(first, first + count))
 
 
-def free_ports(first: int, count: int = 1, tries: int = 500) -> int:
-    """The first of `count` consecutive free ports, sought from `first` upwards.
+def free_port(first: int, tries: int = 500) -> int:
+    """The first free port from `first` upwards.
 
     Raises:
-        ConfigError: There are none among `tries`.
+        ConfigError: There is none among `tries`.
     """
-    for port in range(first, min(first + tries, 65536 - count)):
-        if free_ports_at(port, count):
+    for port in range(first, min(first + tries, 65535)):
+        if _is_free(port):
             return port
-    raise ConfigError(f"No {count} free ports in a row from {first} upwards: end what listens there.")
+    raise ConfigError(f"There is no free port from {first} upwards: end what listens there.")
 
 
 def _is_free(port: int) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from covr_lightning.envs.driving.carla.client import answers, free_ports
+from covr_lightning.envs.driving.carla.client import answers, free_port
 from covr_lightning.envs.driving.simulator import SimulatorLost
 from covr_lightning.errors import ConfigError
 
@@ -42,8 +42,8 @@ class TrafficDriver:
     def __init__(self, host: str, port: int, tm_port: int | None, timeout_seconds: float) -> None:
         self.server = (host, port)
         self.timeout_seconds = timeout_seconds
-        self.tm_port = free_ports(min(port + PORT_OFFSET, 60000)) if tm_port is None else tm_port
-        if tm_port is not None and free_ports(tm_port) != tm_port:
+        self.tm_port = free_port(min(port + PORT_OFFSET, 60000)) if tm_port is None else tm_port
+        if tm_port is not None and free_port(tm_port) != tm_port:
             raise ConfigError(f"The traffic manager's port {tm_port} is taken: set data.env.tm_port to a free one.")
         script = Path(__file__).with_name("autopilot.py")
         self._process = subprocess.Popen(
