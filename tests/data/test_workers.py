@@ -151,10 +151,13 @@ def loses_nothing(
     time.sleep(2.5)  # an update that takes long
     rows.append(take(items, policy, 3))
     always_one(policy._acting)
-    rows.append(take(items, policy, 8))
-    rows = torch.cat(rows)
-    assert_in_order(rows)
-    assert float(rows["action"][-4:].min()) > 0.9
+    of_a_worker: dict[int, list[TensorDictBase]] = {NUMBERS[0]: [], NUMBERS[2]: []}  # by its first environment
+    while min(map(len, of_a_worker.values())) < 3:  # the machine may favour one of them
+        rows.append(take(items, policy, 1))
+        of_a_worker[int(rows[-1]["env"][0])].append(rows[-1])
+    for _at_hand, *later in of_a_worker.values():  # one item ahead; what is begun after it has the newest weights
+        assert float(torch.cat(later)["action"].min()) > 0.9
+    assert_in_order(torch.cat(rows))
     assert collection.state() == [{"pixels": None}] * 4
     assert type(collection)(workers=2).restore([{"pixels": None}] * 4) == [False] * 4
     return items, policy
