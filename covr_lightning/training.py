@@ -297,7 +297,7 @@ class _ExportCLI(CovrCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         checkpoint = load_checkpoint(Path(self._get(self.config_init, "ckpt_path")))
-        check_checkpoint(checkpoint.get("covr_spec"), self.model.spec)
+        check_checkpoint(checkpoint, self.model.spec)
         self.model.load_state_dict(checkpoint["state_dict"])
         for file in export_policy(self.model, self.folder):
             print(

@@ -9,6 +9,9 @@ import torch
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 
+#: Goes up when the networks' weights come to mean something else: 2 since features are flattened as (H′, W′, filter).
+NETWORKS = 2
+
 
 def check_sizes(arguments: dict[str, Any]) -> None:
     """Check the numbers that the SAC module is built with.
@@ -46,16 +49,17 @@ def check_backend(backend: str | None) -> None:
         raise ConfigError(f"model.torch_compile is {backend!r}; it can be null or one of {', '.join(known)}.")
 
 
-def check_checkpoint(saved: dict[str, Any] | None, spec: EnvSpec) -> None:
-    """Check that a checkpoint belongs to this run's environment.
+def check_checkpoint(checkpoint: dict[str, Any], spec: EnvSpec) -> None:
+    """Check that a checkpoint belongs to this run's environment, and that its weights mean what they mean here.
 
     Args:
-        saved: The environment's shapes as the checkpoint has them; None where it has none.
-        spec: This run's.
+        checkpoint: What :class:`covr_lightning.agent.SACModule` saved: ``covr_spec``, ``covr_networks``.
+        spec: The shapes of this run's environment.
 
     Raises:
         ConfigError: They differ; the message names what.
     """
+    saved = checkpoint.get("covr_spec")
     if saved is None:
         raise ConfigError("The file given as --ckpt_path is no checkpoint of this program (it names no task).")
     if saved["task"] != spec.task:
@@ -69,4 +73,9 @@ def check_checkpoint(saved: dict[str, Any] | None, spec: EnvSpec) -> None:
             "The checkpoint given as --ckpt_path was made with other environment settings (YAML key data.env): "
             + "; ".join(f"{k} was {a}, now is {b}" for k, (a, b) in different.items())
             + "."
+        )
+    if checkpoint.get("covr_networks", 1) != NETWORKS:
+        raise ConfigError(
+            "The checkpoint given as --ckpt_path was saved by another version of covr_lightning, whose networks read "
+            "their features in another order; go on with that version, or train anew."
         )

@@ -76,20 +76,41 @@ class ConvTrunk(Encoder):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """The flattened feature maps (B, `features`) of images (B, C, H, W) uint8."""
+        """The feature maps (B, `features`) of images (B, C, H, W) uint8, flattened in the order H′, W′, filter.
+
+        That is the order in which the convolutions leave them in memory.
+        """
         if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= CPU_IMAGES:
             return self._features(images)
         return torch.cat([self._features(part) for part in images.split(CPU_IMAGES)])
 
     def _features(self, images: Tensor) -> Tensor:
-        first, *others = self.layers
-        assert isinstance(first, nn.Conv2d), "build made it"
         x = images.to(dtype=torch.float32, memory_format=torch.channels_last)
-        # Scaling to [0, 1] is the weights' part: they are few, and the images need no second pass.
-        x = F.conv2d(x, first.weight / 255, first.bias, first.stride)
-        for layer in others:
-            x = layer(x)
-        return x.flatten(1)
+        convolve = _convolve_in_one if _can_be_one(x) else _convolve
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, nn.Conv2d):  # its ReLU goes with it
+                # Scaling to [0, 1] is the first weights' part: they are few, and the images need no second pass.
+                x = convolve(x, layer.weight / 255 if i == 0 else layer.weight, layer.bias, layer.stride)
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
+    """A convolution and its ReLU."""
+    return F.relu_(F.conv2d(x, weight, bias, stride))
+
+
+def _convolve_in_one(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
+    """The same in one pass over the memory, without gradients: oneDNN's, as PyTorch's own compiler calls it."""
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [0, 0], stride, [1, 1], 1, "relu", [], "")
+
+
+def _can_be_one(x: Tensor) -> bool:
+    """Whether :func:`_convolve_in_one` may be taken: it is the CPU's, for float32, and no public interface."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not len(x):
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+        return False
+    return hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 class Flare(Encoder):

@@ -23,7 +23,7 @@ from covr_lightning import processes
 from covr_lightning.agent.acting import Acting
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
-from covr_lightning.agent.checks import check_backend, check_checkpoint, check_sizes
+from covr_lightning.agent.checks import NETWORKS, check_backend, check_checkpoint, check_sizes
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error
@@ -352,12 +352,12 @@ class SACModule(Acting):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the environment's shapes and the processes' generators to the checkpoint."""
         self.finite.settle()
-        checkpoint["covr_spec"] = self.spec.as_dict()
+        checkpoint["covr_spec"], checkpoint["covr_networks"] = self.spec.as_dict(), NETWORKS
         checkpoint["covr_generators"] = processes.gather_on_first(self.generator.get_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task before anything is overwritten."""
-        check_checkpoint(checkpoint.get("covr_spec"), self.spec)
+        check_checkpoint(checkpoint, self.spec)
         generators, number = checkpoint["covr_generators"], processes.number()
         self._generator, self._generator_state = None, generators[number] if number < len(generators) else None
         self._start_a_new_epoch(checkpoint)

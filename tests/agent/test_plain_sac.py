@@ -34,7 +34,7 @@ class PlainSAC:
         # Scaled by the weights, as bits count here; test_fast_update.py has the images scaled.
         x = images.float().contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x, conv[0].weight / 255, conv[0].bias, conv[0].stride)
-        return conv[1:](x).flatten(1)
+        return conv[1:](x).permute(0, 2, 3, 1).flatten(1)
 
     def update(self, b: TensorDict) -> None:
         n = self.nets

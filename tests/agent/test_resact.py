@@ -26,7 +26,7 @@ def test_encoder_by_its_two_halves() -> None:
     images = batch(spec=FOUR)["pixels"]
     frames = images.split(3, dim=1)  # oldest first
     now, before = torch.cat(frames[1:], dim=1), torch.cat(frames[:3], dim=1)
-    convolve = lambda net, x: net.layers(x.float() / 255).flatten(1)  # noqa: E731
+    convolve = lambda net, x: net.layers(x.float() / 255).permute(0, 2, 3, 1).flatten(1)  # noqa: E731
     torch.testing.assert_close(encoder(images), convolve(encoder.now, now) - convolve(encoder.before, before))
     assert encoder(images).shape == (8, encoder.features)
     assert not torch.equal(encoder.now.layers[0].weight, encoder.before.layers[0].weight)

@@ -223,3 +223,12 @@ def test_a_checkpoint_of_another_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="names no task"):
         module.on_load_checkpoint({})
     module.on_load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_whose_weights_mean_something_else_is_refused() -> None:
+    module = agent()
+    checkpoint: dict = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint.pop("covr_networks") == 2
+    with pytest.raises(ConfigError, match="by another version of covr_lightning, whose networks read their features"):
+        module.on_load_checkpoint(checkpoint)
