@@ -123,6 +123,25 @@ def rad(checkout: Path, batch: int) -> Callable[[], None]:
     return lambda: agent.update(replay, quiet, next(steps))
 
 
+def flops_of(update: Callable[[], None]) -> dict[str, float]:
+    """FLOP of an update in convolutions and in matrix products, the mean of a pair of updates."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+    def in_one(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
+    flops = {"convolution": 0.0, "product": 0.0}
+    # A convolution with its ReLU is one of those that PyTorch does not count.
+    mapping = {torch.ops.mkldnn._convolution_pointwise: in_one}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        update()
+        update()
+    for operation, count in counter.get_flop_counts()["Global"].items():
+        flops["convolution" if "convolution" in str(operation) else "product"] += count / 2
+    return flops
+
+
 def floor(batch: int) -> dict[str, float]:
     """FLOP of an update, and the processor seconds that they take at the speed of its largest operations."""
     import torch
@@ -151,14 +170,7 @@ def floor(batch: int) -> dict[str, float]:
         convolution = max(speed(partial(conv2d, x, weight)) for x in images)
         a, b = torch.randn(max(batch, 512), HIDDEN), torch.randn(HIDDEN, HIDDEN)
         product = speed(lambda: a @ b)
-    _, update = ours(batch)
-    update()
-    flops = {"convolution": 0, "product": 0}
-    with FlopCounterMode(display=False) as counter:
-        update()
-        update()
-    for operation, count in counter.get_flop_counts()["Global"].items():
-        flops["convolution" if "convolution" in str(operation) else "product"] += count / 2
+    flops = flops_of(ours(batch)[1])
     seconds = flops["convolution"] / convolution + flops["product"] / product
     return {
         "seconds": seconds, "gflop": sum(flops.values()) / 1e9,
