@@ -356,7 +356,7 @@ class SACModule(Acting):
         checkpoint["covr_generators"] = processes.gather_on_first(self.generator.get_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another task before anything is overwritten."""
+        """Refuse a checkpoint of another task or version before anything is overwritten."""
         check_checkpoint(checkpoint, self.spec)
         generators, number = checkpoint["covr_generators"], processes.number()
         self._generator, self._generator_state = None, generators[number] if number < len(generators) else None

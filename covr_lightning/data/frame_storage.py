@@ -218,10 +218,7 @@ class FrameStackStorage(LazyTensorStorage):
         """
         rows = super().get(index).clone(recurse=False)
         rows["next"] = rows["next"].clone(recurse=False)
-        assert self._frames is not None, "a row was written"
-        places = rows["frames"] % self._frame_capacity
-        # index_select copies whole frames; indexing goes pixel by pixel and takes three times as long.
-        frames = self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)  # (…, k + 1, 3, H, W)
+        frames = self.frames(rows["frames"])  # (…, k + 1, 3, H, W)
         at = frames.ndim - 4
         rows["pixels"] = frames.narrow(at, 0, self.frame_stack).flatten(at, at + 1)
         rows["next", "pixels"] = frames.narrow(at, 1, self.frame_stack).flatten(at, at + 1)
@@ -248,7 +245,9 @@ class FrameStackStorage(LazyTensorStorage):
             (…, 3, H, W) uint8.
         """
         assert self._frames is not None, "a row was written"
-        return self._frames[numbers % self._frame_capacity]
+        places = numbers % self._frame_capacity
+        # index_select copies whole frames; indexing goes pixel by pixel and takes three times as long.
+        return self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)
 
     def position_of(self, row_id: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where rows of given running numbers stand.
