@@ -147,14 +147,21 @@ def loses_nothing(
     with caplog.at_level(logging.WARNING):
         items, policy = opened(collection)
     assert sum("exact resume is off" in message for message in caplog.messages) == 1
+
+    def items_of_each(n: int) -> tuple[list[TensorDictBase], dict[int, list[TensorDictBase]]]:
+        """At least n items of either worker, as they come and by its first environment: one may be favoured."""
+        taken, of_a_worker = [], {NUMBERS[0]: [], NUMBERS[2]: []}
+        while min(map(len, of_a_worker.values())) < n:
+            taken.append(take(items, policy, 1))
+            of_a_worker[int(taken[-1]["env"][0])].append(taken[-1])
+        return taken, of_a_worker
+
     rows = [take(items, policy, 3)]
     time.sleep(2.5)  # an update that takes long
-    rows.append(take(items, policy, 3))
+    rows += items_of_each(WARMUP // len(NUMBERS))[0]  # a worker's warm-up is over after as many of its own
     always_one(policy._acting)
-    of_a_worker: dict[int, list[TensorDictBase]] = {NUMBERS[0]: [], NUMBERS[2]: []}  # by its first environment
-    while min(map(len, of_a_worker.values())) < 3:  # the machine may favour one of them
-        rows.append(take(items, policy, 1))
-        of_a_worker[int(rows[-1]["env"][0])].append(rows[-1])
+    more, of_a_worker = items_of_each(3)
+    rows += more
     for _at_hand, *later in of_a_worker.values():  # one item ahead; what is begun after it has the newest weights
         assert float(torch.cat(later)["action"].min()) > 0.9
     assert_in_order(torch.cat(rows))
