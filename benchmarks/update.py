@@ -3,6 +3,7 @@
     python -m benchmarks.update --rad FOLDER        # FOLDER: a checkout of github.com/MishaLaskin/rad
     python -m benchmarks.update                     # without RAD
     python -m benchmarks.update --device cuda       # on a GPU: updates a second, and the share of time it computes
+    python -m benchmarks.update --device cuda --kernels 20 --batch 512      # and where that goes, kernel by kernel
 
 RAD's setting with a crop: frames of 100×100 from a replay, cropped to 84×84×9, 32 filters, hidden 1024, actor and
 targets at every second update. A time is half of that of a pair of updates (one with and one without the actor),
@@ -22,6 +23,7 @@ measured in the same run. Nothing that computes the same numbers in float32 by t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -30,6 +32,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -41,7 +44,13 @@ SIZE, CROP, STACK, FILTERS, HIDDEN, ACTIONS = 100, 84, 3, 32, 1024, 1
 ROWS = 1000
 
 
-def ours(batch: int, device: str = "cpu", torch_compile: str | None = None, replay_device: str = "cpu") -> Any:
+def ours(
+    batch: int,
+    device: str = "cpu",
+    torch_compile: str | None = None,
+    replay_device: str = "cpu",
+    cuda_graphs: bool = False,
+) -> Any:
     """The agent, and a function that samples and makes one update."""
     import torch
     from tensordict import TensorDict
@@ -53,7 +62,9 @@ def ours(batch: int, device: str = "cpu", torch_compile: str | None = None, repl
 
     torch.manual_seed(0)
     spec = EnvSpec("cartpole-swingup", SIZE, SIZE, STACK, ACTIONS, 8, 1000)
-    agent = SACModule(spec, augmentation=RandomCrop(CROP), hidden=HIDDEN, torch_compile=torch_compile).to(device)
+    agent = SACModule(
+        spec, augmentation=RandomCrop(CROP), hidden=HIDDEN, torch_compile=torch_compile, cuda_graphs=cuda_graphs
+    ).to(device)
     optimizers = agent.configure_optimizers()
     agent.optimizers = lambda *args, **kwargs: optimizers  # type: ignore[method-assign, assignment]
     agent.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, misc]
@@ -89,7 +100,7 @@ def ours(batch: int, device: str = "cpu", torch_compile: str | None = None, repl
     return agent, update
 
 
-def rad(checkout: Path, batch: int) -> Callable[[], None]:
+def rad(checkout: Path, batch: int, device_name: str = "cpu") -> Callable[[], None]:
     """RAD's sampling and update, as its ``train.py`` sets them up for cartpole with crops."""
     import numpy as np
     import torch
@@ -105,9 +116,12 @@ def rad(checkout: Path, batch: int) -> Callable[[], None]:
     import curl_sac
     import utils
 
+    for stand_in in ("gym", "skimage", "skimage.util", "skimage.util.shape", "matplotlib", "matplotlib.pyplot"):
+        del sys.modules[stand_in]  # others ask whether these are installed
+
     np.random.seed(0)  # noqa: NPY002 (what it draws from)
     torch.manual_seed(0)
-    device, quiet = torch.device("cpu"), types.SimpleNamespace(log=lambda *args: None)
+    device, quiet = torch.device(device_name), types.SimpleNamespace(log=lambda *args: None)
     agent = curl_sac.RadSacAgent(
         (3 * STACK, CROP, CROP), (ACTIONS,), device, hidden_dim=HIDDEN, init_temperature=0.1, alpha_lr=1e-4,
         alpha_beta=0.5, critic_tau=0.01, encoder_tau=0.05, num_filters=FILTERS, log_interval=10**9, data_augs="crop",
@@ -205,7 +219,8 @@ def child(job: dict[str, Any]) -> Any:
     update = ours(job["batch"])[1]
     import torch
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=job["what"] == "bf16"):
+    # As Lightning sets it: nothing that was cast may be kept, as an update changes the weights.
+    with torch.autocast("cpu", torch.bfloat16, enabled=job["what"] == "bf16", cache_enabled=False):
         return pairs(update, job["seconds"])
 
 
@@ -256,22 +271,61 @@ def on_cpu(arguments: argparse.Namespace) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Way:
+    """How the updates of one row of a GPU's table are made.
+
+    Attributes:
+        precision: ``"float32"``, in which PyTorch's convolutions use TF32, or ``"bf16"``.
+        replay: Where the replay lives.
+        cuda_graphs: By CUDA graphs.
+        torch_compile: Backend of torch.compile.
+        of_rad: By RAD's code, in float32.
+    """
+
+    precision: str = "float32"
+    replay: str = "cpu"
+    cuda_graphs: bool = False
+    torch_compile: str | None = None
+    of_rad: bool = False
+
+    def cells(self) -> str:
+        """What it is, as cells of the table."""
+        if self.of_rad:
+            return "RAD, as it is | float32 | cpu | no | no"
+        graphs = "yes" if self.cuda_graphs else "no"
+        return f"ours | {self.precision} | {self.replay} | {graphs} | {self.torch_compile or 'no'}"
+
+
+def ways(device: str, with_rad: bool, compiled: bool) -> list[Way]:
+    """The rows, from RAD to everything at once."""
+    rows = [Way(of_rad=True)] if with_rad else []
+    rows += [Way(), Way(replay=device), Way(replay=device, cuda_graphs=True)]
+    rows += [Way("bf16", device), Way("bf16", device, cuda_graphs=True)]
+    if compiled:
+        rows += [Way(p, device, cuda_graphs=True, torch_compile="inductor") for p in ("float32", "bf16")]
+    return rows
+
+
 def on_gpu(arguments: argparse.Namespace) -> None:
     """Print the table of a GPU: updates a second, and the share of the time in which a kernel runs."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     device = torch.device(arguments.device)
-    print("| batch | precision | torch.compile | replay | updates a second | the GPU computes |")
-    print("|---|---|---|---|---|---|")
+    print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}\n")
+    print("| batch | what | precision | replay | CUDA graphs | torch.compile | updates a second | a kernel runs | MB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for batch in arguments.batch:
-        for bf16, compiled, where in (
-            (False, None, "cpu"), (False, None, arguments.device), (True, None, arguments.device),
-            (True, "inductor", arguments.device),
-        ):  # fmt: skip
-            _, update = ours(batch, arguments.device, compiled, where)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                for _ in range(10):
+        for way in ways(arguments.device, arguments.rad is not None, not arguments.uncompiled):
+            torch.cuda.reset_peak_memory_stats(device)
+            if way.of_rad:
+                update = rad(arguments.rad, batch, arguments.device)
+            else:
+                update = ours(batch, arguments.device, way.torch_compile, way.replay, way.cuda_graphs)[1]
+            # As Lightning sets it: nothing that was cast may be kept, as an update changes the weights.
+            with torch.autocast(device.type, torch.bfloat16, enabled=way.precision == "bf16", cache_enabled=False):
+                for _ in range(16):
                     update()
                 torch.cuda.synchronize(device)
                 start, done = time.perf_counter(), 0
@@ -286,11 +340,14 @@ def on_gpu(arguments: argparse.Namespace) -> None:
                         update()
                     torch.cuda.synchronize(device)
                     profiled = time.perf_counter() - begun
-            computing = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / profiled
-            precision = "bf16" if bf16 else "float32"
-            print(
-                f"| {batch} | {precision} | {compiled} | {where} | {done / passed:.0f} | {computing:.0%} |", flush=True
-            )
+            kernels = profiler.key_averages()
+            computing = sum(event.self_device_time_total for event in kernels) / 1e6 / profiled
+            megabytes = torch.cuda.max_memory_allocated(device) / 1e6
+            print(f"| {batch} | {way.cells()} | {done / passed:.0f} | {computing:.0%} | {megabytes:.0f} |", flush=True)
+            if arguments.kernels:
+                print(kernels.table(sort_by="self_device_time_total", row_limit=arguments.kernels), flush=True)
+            del update
+            gc.collect()
 
 
 def main() -> None:
@@ -301,6 +358,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="measured seconds of a process")
     parser.add_argument("--turns", type=int, default=2, help="processes of each row")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kernels", type=int, default=0, help="on a GPU, print so many kernels of ten updates")
+    parser.add_argument("--uncompiled", action="store_true", help="on a GPU, leave torch.compile out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

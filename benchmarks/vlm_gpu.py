@@ -2,6 +2,7 @@
 
     python -m benchmarks.vlm_gpu --out vlm_gpu.csv
     python -m benchmarks.vlm_gpu --tiny        # the same code at a tiny shape, on the CPU, in under a minute
+    python -m benchmarks.vlm_gpu --parts fine_tuning_here fine_tuning_trl      # only these
 
 Weights are random and nothing is downloaded (see benchmarks/qwen.py).
 
@@ -10,9 +11,10 @@ Table 17: 4.44 s), and as this package labels, in batches of 32, with and withou
 ends an answer by itself, so without the constraint each goes on to the longest that is allowed: an upper bound.
 
 Fine-tuning: LoRA by the paper's Table 9 for CARLA (rank 128, batches of 4, 4 of them a step, gradient checkpointing) on
-the same rows by this package's LightningModule and by TRL's SFTTrainer, which is left out if trl is not installed
-(`pip install trl datasets`). Both train in bf16 autocast with float32 adapters, and without label smoothing, for which
-TRL takes a second forward pass. Tokens are those of prompt, picture and answer that went through the model.
+the same rows by this package's LightningModule, by the same with a step's rows in one batch, and by TRL's SFTTrainer,
+which is left out if trl is not installed (`pip install trl datasets`). All train in bf16 autocast with float32
+adapters, and without label smoothing, for which TRL takes a second forward pass. Tokens are those of prompt, picture
+and answer that went through the model.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,6 +183,14 @@ def fine_tuning_here(size: Size, device: torch.device) -> list[Result]:
     return [_result("fine-tuning, this package", clock.times, tokens, tuner, working)]
 
 
+def fine_tuning_in_one_batch(size: Size, device: torch.device) -> list[Result]:
+    """Tokens a second of this package where the rows of a step are one batch, for a GPU that has the memory."""
+    s = size.settings
+    settings = replace(s, batch_size=s.batch_size * s.accumulate, accumulate=1)
+    (result,) = fine_tuning_here(replace(size, settings=settings), device)
+    return [replace(result, what=f"{result.what}, a step in one batch")]
+
+
 def fine_tuning_trl(size: Size, device: torch.device) -> list[Result]:
     """Tokens a second of TRL's SFTTrainer."""
     from datasets import Dataset
@@ -247,18 +257,24 @@ def missing_for_trl() -> str:
     return next((name for name in ("trl", "datasets") if find_spec(name) is None), "")
 
 
-def run(size: Size, device: torch.device) -> list[Result]:
-    """Measure everything, and print the table as it grows."""
+#: What can be measured, by its name.
+PARTS: dict[str, Callable[[Size, torch.device], list[Result]]] = {
+    part.__name__: part for part in (labelling, fine_tuning_here, fine_tuning_in_one_batch, fine_tuning_trl)
+}
+
+
+def run(size: Size, device: torch.device, parts: Sequence[str] = tuple(PARTS)) -> list[Result]:
+    """Measure, and print the table as it grows."""
     print("| what | figure | spread | weights MB | working MB | |\n|---|---|---|---|---|---|")
     results: list[Result] = []
-    for part in (labelling, fine_tuning_here, fine_tuning_trl):
-        missing = missing_for_trl() if part is fine_tuning_trl else ""
+    for name in parts:
+        missing = missing_for_trl() if name == "fine_tuning_trl" else ""
         if missing:
             print(
                 f"| fine-tuning, TRL's SFTTrainer | left out: {missing} is not installed (pip install trl datasets) |"
             )
             continue
-        for result in part(size, device):
+        for result in PARTS[name](size, device):
             figures = f"{result.value:.4g} {result.unit} | {result.spread:.2g} | {result.weights_mb:.0f}"
             print(f"| {result.what} | {figures} | {result.working_mb:.0f} | {result.note} |", flush=True)
             results.append(result)
@@ -273,6 +289,8 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU")
     parser.add_argument("--out", type=Path, help="CSV to write")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--steps", type=int, default=FULL.steps, help="optimizer steps, the first not counted")
     arguments = parser.parse_args(arguments_given)
     warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to one another
     if not arguments.tiny and not torch.cuda.is_available():
@@ -280,7 +298,7 @@ def main(arguments_given: list[str] | None = None) -> None:
     device = torch.device("cpu" if arguments.tiny else "cuda")
     if not arguments.tiny:
         print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}\n")
-    results = run(TINY if arguments.tiny else FULL, device)
+    results = run(TINY if arguments.tiny else replace(FULL, steps=arguments.steps), device, arguments.parts)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("w", newline="") as file:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import lightning as L
 import torch
@@ -13,6 +16,24 @@ from covr_lightning.agent.augmentations import Augmentation
 from covr_lightning.agent.encoders import Encoder
 from covr_lightning.agent.networks import Projection, TwinQ
 from covr_lightning.envs.base import EnvSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _not_compiled(answer: Callable[P, T]) -> Callable[P, T]:
+    """The same without gradients and by networks as they are written.
+
+    Compiled networks are compiled for the update's batches; each other number of frames would be compiled anew.
+    """
+
+    @wraps(answer)
+    @torch.no_grad()
+    def as_written(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.compiler.set_stance("force_eager"):
+            return answer(*args, **kwargs)
+
+    return as_written
 
 
 class Acting(L.LightningModule):
@@ -36,7 +57,7 @@ class Acting(L.LightningModule):
         """Whether the actor reads the action taken just before; whoever asks for actions then hands it in."""
         return self.actor.needs_previous_action
 
-    @torch.no_grad()
+    @_not_compiled
     def act(
         self,
         pixels: Tensor,
@@ -79,7 +100,7 @@ class Acting(L.LightningModule):
             return None
         return previous_action.to(self.device)
 
-    @torch.no_grad()
+    @_not_compiled
     def entropy_per_dim(self, pixels: Tensor, previous_action: Tensor | None = None) -> float:
         """The policy's entropy estimate ε: −mean log π over a batch, per action dimension (nats).
 
@@ -95,13 +116,13 @@ class Acting(L.LightningModule):
             log_pi.append(self.actor.sample(z, generator, a_prev)[1])
         return -torch.cat(log_pi).mean().item() / self.spec.action_dim
 
-    @torch.no_grad()
+    @_not_compiled
     def min_q(self, pixels: Tensor, action: Tensor) -> Tensor:
         """min(Q₁, Q₂)(s, a) (B,) of frames as rendered and actions (B, A)."""
         z = self.critic_projection(self._features(pixels))
         return torch.minimum(*self.critic(z, action.to(self.device))).squeeze(-1)
 
-    @torch.no_grad()
+    @_not_compiled
     def state_value(self, pixels: Tensor, previous_action: Tensor | None = None) -> Tensor:
         """V(s) = min Q(s, ã) − α log π(ã | s) (B,) of one sampled action, for frames as rendered (Eq. 3).
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
+from covr_lightning import processes
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 
@@ -47,6 +49,30 @@ def check_backend(backend: str | None) -> None:
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise ConfigError(f"model.torch_compile is {backend!r}; it can be null or one of {', '.join(known)}.")
+
+
+def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
+    """Check that a run can make its updates by CUDA graphs.
+
+    Args:
+        cuda_graphs: Whether it is asked to.
+        trainer: What runs it.
+
+    Raises:
+        ConfigError: It has several processes, or scales its losses.
+    """
+    if not cuda_graphs or trainer.strategy.root_device.type != "cuda":
+        return
+    if processes.count() > 1:
+        raise ConfigError(
+            f"model.cuda_graphs is true, and the run has {processes.count()} processes (trainer.devices); graphs are "
+            "for runs of one."
+        )
+    if trainer.precision == "16-mixed":
+        raise ConfigError(
+            "model.cuda_graphs is true, and trainer.precision is '16-mixed', whose scaling of losses the host "
+            "decides; it can be '32-true' or 'bf16-mixed'."
+        )
 
 
 def check_checkpoint(checkpoint: dict[str, Any], spec: EnvSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -85,12 +86,18 @@ class ConvTrunk(Encoder):
         return torch.cat([self._features(part) for part in images.split(CPU_IMAGES)])
 
     def _features(self, images: Tensor) -> Tensor:
-        x = images.to(dtype=torch.float32, memory_format=torch.channels_last)
+        # Scaling to [0, 1] is the first weights' part: they are few, and the images need no second pass.
+        dtype, scaled = torch.float32, cast(Tensor, self.layers[0].weight) / 255
+        if images.is_cuda:
+            # A GPU's matrix units take channels by the eight; cuDNN would pad each time. bfloat16 has all of 0 … 255.
+            dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
+            more = -images.shape[1] % 8
+            images, scaled = F.pad(images, (0, 0, 0, 0, 0, more)), F.pad(scaled, (0, 0, 0, 0, 0, more))
+        x = images.to(dtype=dtype, memory_format=torch.channels_last)
         convolve = _convolve_in_one if _can_be_one(x) else _convolve
         for i, layer in enumerate(self.layers):
             if isinstance(layer, nn.Conv2d):  # its ReLU goes with it
-                # Scaling to [0, 1] is the first weights' part: they are few, and the images need no second pass.
-                x = convolve(x, layer.weight / 255 if i == 0 else layer.weight, layer.bias, layer.stride)
+                x = convolve(x, scaled if i == 0 else layer.weight, layer.bias, layer.stride)
         return x.permute(0, 2, 3, 1).flatten(1)
 
 

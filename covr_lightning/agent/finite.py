@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -58,6 +59,7 @@ class FiniteGuard:
         self.on_non_finite = on_non_finite
         self.skipped = 0
         self._later: deque[_Seen] = deque()
+        self._recorded: list[tuple[str, Tensor]] | None = None
 
     def allows(self, name: str, counters: Counters, value: Tensor, parameters: Iterable[Tensor] = ()) -> bool:
         """Whether a value, and the gradients that came of it, are finite.
@@ -97,16 +99,38 @@ class FiniteGuard:
         self, optimizer: Any, name: str, counters: Counters, loss: Tensor, parameters: Iterable[Tensor] = ()
     ) -> None:
         """What :meth:`step` does on a GPU."""
-        while len(self._later) >= LATER:
-            self._judge(self._later.popleft())
         values = _loss_and_gradient(loss, parameters)
         fused = getattr(optimizer, "optimizer", optimizer)
         fused.found_inf = (~torch.isfinite(values).all()).to(torch.float32)
         optimizer.step()
         fused.found_inf = None
+        if self._recorded is None:
+            self.seen(name, counters, values)
+        else:
+            self._recorded.append((name, values))
+
+    def seen(self, name: str, counters: Counters, values: Tensor) -> None:
+        """Take note of what an optimizer step on a GPU looked at; it is judged a few steps later.
+
+        Args:
+            name: See :meth:`allows`.
+            counters: Likewise.
+            values: The loss, and the largest absolute entry of the gradients, (2,).
+        """
+        while len(self._later) >= LATER:
+            self._judge(self._later.popleft())
         at_host = values.to("cpu", non_blocking=True)
-        arrived = torch.cuda.current_stream(loss.device).record_event() if loss.is_cuda else None
+        arrived = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
         self._later.append(_Seen(name, replace(counters), at_host, arrived))
+
+    @contextmanager
+    def recording(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """Only collect names and values, while a CUDA graph is captured; whoever replays it calls :meth:`seen`."""
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
 
     def settle(self) -> None:
         """Do now what :meth:`step` has put off; called before a run is saved."""

@@ -78,19 +78,18 @@ class Prior(ABC):
             error_constant: That of the constant predictor.
         """
 
-    def loss(self, a_r: Tensor, a_v: Tensor, valid: Tensor, counters: Counters) -> Tensor:
+    def loss(self, a_r: Tensor, a_v: Tensor, valid: Tensor, lam: float | Tensor) -> Tensor:
         """λ times the squared distance to the VLM's actions.
 
         Args:
             a_r: (B, A), the sample or the mean, as `action` says.
             a_v: (B, A).
             valid: (B,) or (B, 1) bool.
-            counters: The run's clock.
+            lam: λ; a tensor where a CUDA graph is to read it anew each time, and then not 0.
         """
-        weight = self.weight(counters)
-        if weight == 0:
+        if not isinstance(lam, Tensor) and lam == 0:
             return torch.zeros((), device=a_r.device)
-        return weight * imitation_error(a_r, a_v, valid, self.mean_over)
+        return lam * imitation_error(a_r, a_v, valid, self.mean_over)
 
 
 class NoPrior(Prior):

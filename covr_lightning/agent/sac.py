@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from covr_lightning import processes
 from covr_lightning.agent.acting import Acting
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
-from covr_lightning.agent.checks import NETWORKS, check_backend, check_checkpoint, check_sizes
+from covr_lightning.agent.checks import NETWORKS, check_backend, check_checkpoint, check_graphs, check_sizes
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
+from covr_lightning.agent.graphs import UpdateGraphs
 from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
@@ -35,6 +37,19 @@ from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import DeterministicPolicy, EpisodeResult, EpisodeStatistics, play_episode
 from covr_lightning.step_times import StepTimes
+
+
+@dataclass(frozen=True)
+class Due:
+    """What an update does beside moving the critics.
+
+    Attributes:
+        actor: Update actor and temperature.
+        targets: Move the targets.
+    """
+
+    actor: bool
+    targets: bool
 
 
 class SACModule(Acting):
@@ -70,6 +85,8 @@ class SACModule(Acting):
             saved before stays), or ``"skip"`` the update or the transition.
         torch_compile: Backend of torch.compile for the networks, such as ``"inductor"``; by default they are not
             compiled, which on a CPU is not worth its time.
+        cuda_graphs: Make the whole update by CUDA graphs (:class:`covr_lightning.agent.graphs.UpdateGraphs`). Elsewhere
+            than on a GPU this changes nothing.
         seed: Seed of augmentation and update noise.
     """
 
@@ -99,6 +116,7 @@ class SACModule(Acting):
         encoder_tau: float = 0.05,
         on_non_finite: OnNonFinite = "stop",
         torch_compile: str | None = None,
+        cuda_graphs: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -123,6 +141,8 @@ class SACModule(Acting):
         self.counters = Counters()
         self.finite = FiniteGuard(on_non_finite)
         self.torch_compile = torch_compile
+        self.cuda_graphs = cuda_graphs
+        self._graphs: UpdateGraphs | None = None
         self.times = StepTimes()
         self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
@@ -165,14 +185,45 @@ class SACModule(Acting):
         """
         if batch.is_empty():
             return
-        critic_opt, actor_opt, alpha_opt, *objective_opts = self._optimizers()
+        step = self.counters.grad_steps + 1
+        due = self.due(step)
+        lam = self.prior.weight(self.counters)
+        if self.cuda_graphs and self.device.type == "cuda":
+            self._graphs = self._graphs or UpdateGraphs(self)
+            with self.times("update"):
+                errors, metrics = self._graphs.update(batch, due, lam)
+        else:
+            errors, metrics = self.update(batch, due, lam, self.all_optimizers())
+        self.counters.grad_steps = step
+        if self.td_error_listener is not None:
+            self.td_error_listener(batch["index"], errors)
+        self._log(metrics)
+
+    def due(self, grad_step: int) -> Due:
+        """What is due at the n-th update, from 1."""
+        return Due(grad_step % self.actor_every_grad_steps == 0, grad_step % self.target_every_grad_steps == 0)
+
+    def update(
+        self, batch: TensorDictBase, due: Due, lam: float | Tensor, optimizers: list[Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The update itself, all of which a GPU can do without its host.
+
+        Args:
+            batch: See :meth:`training_step`.
+            due: What is updated beside the critics.
+            lam: λ; a tensor where a CUDA graph is to read it anew each time, and then not 0.
+            optimizers: Those of :meth:`configure_optimizers`.
+
+        Returns:
+            |δ| of each transition (B,), and metrics.
+        """
+        critic_opt, actor_opt, alpha_opt, *objective_opts = optimizers
         o, a, r = batch["pixels"], batch["action"], batch["next", "reward"]
         o_next, not_done = batch["next", "pixels"], (~batch["next", "terminated"]).to(r.dtype)
         a_prev = batch["previous_action"] if self.needs_previous_action else None  # that of o' is a
         lap = self.times.laps()
         views = self.views(o, o_next, self.augmentation, self.generator)
         alpha = self.log_alpha.detach().exp()
-        metrics: dict[str, Tensor | float] = {}
 
         # Critics (Eqs. 2 and 3): L_Q = Σ_views w Σ_i (Q_i(s, a) − y)², y = r + γ (min Q̄(s', ã) − α log π(ã | s')).
         per_row = batch.get("priority_weight", None)
@@ -184,14 +235,11 @@ class SACModule(Acting):
             loss_q = loss_q + weight * (squared_error(q1, y, per_row) + squared_error(q2, y, per_row))
             errors += [q1.detach() - y, q2.detach() - y]
         self._descend(critic_opt, loss_q, "critics' loss")
-        self.counters.grad_steps += 1
-        if self.td_error_listener is not None:
-            self.td_error_listener(batch["index"], torch.stack(errors).abs().mean(0).squeeze(-1))
-        metrics |= {"train/critic_loss": loss_q.detach(), "train/q": q1.detach().mean()}
+        metrics = {"train/critic_loss": loss_q.detach(), "train/q": q1.detach().mean()}
         lap("critic")
 
         # Actor and temperature (Eqs. 1 and 4). The encoder's output is detached: neither moves it.
-        if self.counters.grad_steps % self.actor_every_grad_steps == 0:
+        if due.actor:
             with torch.no_grad():
                 h = self.trunk(views.actor)
                 z_q = self.critic_projection(h)
@@ -200,7 +248,7 @@ class SACModule(Acting):
                 q = torch.minimum(*self.critic(z_q, a_r))
                 loss_pi = (alpha * log_pi - q).mean()
                 guided = a_r if self.prior.action == "sample" else mean
-                loss_prior = self.prior.loss(guided, batch["a_v"], batch["a_v_valid"], self.counters)
+                loss_prior = self.prior.loss(guided, batch["a_v"], batch["a_v_valid"], lam)
                 self._descend(actor_opt, loss_pi + loss_prior, "actor's loss")
 
             loss_alpha = (self.log_alpha.exp() * (-log_pi - self.target_entropy).detach()).mean()
@@ -220,14 +268,14 @@ class SACModule(Acting):
             metrics |= objective_metrics
             lap("objectives")
 
-        if self.counters.grad_steps % self.target_every_grad_steps == 0:
+        if due.targets:
             soft_update(self.target_critic, self.critic, self.critic_tau)
             soft_update(self.target_trunk, self.trunk, self.encoder_tau)
             soft_update(self.target_projection, self.critic_projection, self.encoder_tau)
             for objective in self.objective_list:
                 objective.update_targets(self)
-        self._log(metrics)
         lap("targets")
+        return torch.stack(errors).abs().mean(0).squeeze(-1), metrics
 
     def _descend(self, optimizer: Any, loss: Tensor, name: str) -> None:
         """One optimizer step down a loss, if loss and gradients are finite."""
@@ -307,13 +355,16 @@ class SACModule(Acting):
         return [objective for objective in self.objectives if isinstance(objective, Objective)]
 
     def compile_networks(self) -> None:
-        """Compile all networks but the objectives' in place, if `torch_compile` names a backend."""
+        """Compile the augmentation and all networks but the objectives' in place, if `torch_compile` is a backend."""
+        if self.torch_compile is None:
+            return
+        self.augmentation.compile(self.torch_compile)
         networks = [self.trunk, self.critic_projection, self.critic, self.actor_projection, self.actor]
         networks += [self.target_trunk, self.target_projection, self.target_critic]
-        for network in networks if self.torch_compile is not None else ():
+        for network in networks:
             network.compile(backend=self.torch_compile, dynamic=False)
 
-    def _optimizers(self) -> list[Any]:
+    def all_optimizers(self) -> list[Any]:
         """The optimizers; all but the first unwrapped, so that Lightning's global_step counts critic updates."""
         first, *rest = self.optimizers()  # type: ignore[misc, attr-defined]
         return [first, *(getattr(optimizer, "optimizer", optimizer) for optimizer in rest)]
@@ -328,12 +379,11 @@ class SACModule(Acting):
                 self._generator_state = None
         return self._generator
 
-    def _log(self, metrics: dict[str, Tensor | float]) -> None:
+    def _log(self, metrics: Mapping[str, Tensor]) -> None:
         trainer = self._trainer
         if trainer is None or self.counters.grad_steps % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        metrics["train/lambda"] = self.prior.weight(self.counters)
-        self._log_at_env_steps(metrics)
+        self._log_at_env_steps({**metrics, "train/lambda": self.prior.weight(self.counters)})
 
     def _log_at_env_steps(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Hand metrics to the loggers now; Lightning's own rhythm starts anew with every resumed run."""
@@ -347,6 +397,8 @@ class SACModule(Acting):
         if data is not None and hasattr(data, "counters"):
             self.counters = data.counters
         if stage == "fit":
+            check_graphs(self.cuda_graphs, self.trainer)
+            self._graphs = None
             self.compile_networks()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

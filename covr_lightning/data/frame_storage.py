@@ -216,6 +216,8 @@ class FrameStackStorage(LazyTensorStorage):
         Returns:
             The rows, with ``pixels`` and ``("next", "pixels")`` (…, 3·k, H, W) uint8.
         """
+        if self.device.type != "cpu":
+            index = torch.as_tensor(index).to(self.device, non_blocking=True)
         rows = super().get(index).clone(recurse=False)
         rows["next"] = rows["next"].clone(recurse=False)
         frames = self.frames(rows["frames"])  # (…, k + 1, 3, H, W)
@@ -223,6 +225,13 @@ class FrameStackStorage(LazyTensorStorage):
         rows["pixels"] = frames.narrow(at, 0, self.frame_stack).flatten(at, at + 1)
         rows["next", "pixels"] = frames.narrow(at, 1, self.frame_stack).flatten(at, at + 1)
         return rows
+
+    def _rand_given_ndim(self, batch_size: int) -> torch.Tensor:
+        """Positions (`batch_size`,) for TorchRL's uniform sampler: drawn on the CPU, and where the rows are.
+
+        TorchRL would wait for a GPU to take them.
+        """
+        return torch.randint(0, len(self), (batch_size,), generator=self._rng).to(self.device, non_blocking=True)
 
     def newest_frames(self, index: torch.Tensor) -> torch.Tensor:
         """The newest frame of each row, without stacking.

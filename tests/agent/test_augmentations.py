@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +67,17 @@ def test_shift_equals_padding_and_cropping() -> None:
 def test_copies_are_in_the_memory_order_of_the_convolutions(augmentation: Augmentation) -> None:
     images = augmentation(numbered(), torch.Generator().manual_seed(0))
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("make", [lambda: RandomCrop(7), lambda: RandomShift(2)])
+def test_compiled_they_draw_and_copy_the_same(make: Callable[[], Augmentation]) -> None:
+    plain, compiled, images = make(), make(), numbered()
+    compiled.compile("eager")  # traced, and run as it is
+    a, b = (one(images, torch.Generator().manual_seed(0)) for one in (plain, compiled))
+    assert torch.equal(a, b)
+    assert b.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(copy.deepcopy(compiled)(images, torch.Generator().manual_seed(0)), a)
+    pickle.dumps(compiled)  # workers get one
 
 
 def test_impossible_sizes_are_refused_in_one_sentence() -> None:

@@ -168,7 +168,7 @@ def test_imitation_error_by_hand() -> None:
     assert imitation_error(a_r, a_v, valid, "batch").item() == 2.0  # 3 · 2 labelled rows / 3 rows
     assert imitation_error(a_r, a_v, torch.zeros(3, 1, dtype=torch.bool), "batch").item() == 0.0
     of_all = ConstantPrior(0.5, mean_over="batch")
-    assert of_all.loss(a_r, a_v, valid, Counters()).item() == 1.0
+    assert of_all.loss(a_r, a_v, valid, 0.5).item() == 1.0
     with pytest.raises(ConfigError, match=r"model\.prior\.mean_over is 'rows'; it can be 'labelled' or 'batch'"):
         ConstantPrior(mean_over="rows")  # type: ignore[arg-type]
 
