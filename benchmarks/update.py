@@ -95,7 +95,7 @@ def ours(
         )  # fmt: skip
 
     def update() -> None:
-        agent.training_step(replay.sample().to(device))
+        agent.training_step(replay.sample().to(device, non_blocking=True))  # as the data module moves it
 
     return agent, update
 

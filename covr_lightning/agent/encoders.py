@@ -87,7 +87,8 @@ class ConvTrunk(Encoder):
 
     def _features(self, images: Tensor) -> Tensor:
         # Scaling to [0, 1] is the first weights' part: they are few, and the images need no second pass.
-        dtype, scaled = torch.float32, cast(Tensor, self.layers[0].weight) / 255
+        # A tensor divides as the number does; from that, PyTorch 2.11 cannot make ONNX.
+        dtype, scaled = torch.float32, cast(Tensor, self.layers[0].weight) / torch.full((), 255.0)
         if images.is_cuda:
             # A GPU's matrix units take channels by the eight; cuDNN would pad each time. bfloat16 has all of 0 … 255.
             dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype

@@ -76,8 +76,8 @@ class ExperienceData(L.LightningDataModule):
         collection: How they are run; by default by one collector in this process.
         updates_per_agent_step: Updates per agent step of any environment; the paper's is 1. Less makes many
             environments cheaper, and learns less from each step.
-        replay_device: Where D lives: in the ``"cpu"``'s memory, or on the ``"agent"``'s device (3.2 GB for 100,000
-            transitions of 100×100), where batches then need no transfer.
+        replay_device: Where D's frames live: in the ``"cpu"``'s memory, or on the ``"agent"``'s device (3.2 GB for
+            100,000 transitions of 100×100), so that they need not go there with every batch.
         seed: Seed of environments, exploration and sampling. The evaluation environment has seeds of its own.
     """
 
@@ -269,6 +269,12 @@ class ExperienceData(L.LightningDataModule):
         return loader(seeds)
 
     test_dataloader = val_dataloader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the agent's device, without waiting until it is there."""
+        if isinstance(batch, TensorDictBase):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @property
     def _agent_steps_of_an_item(self) -> int:

@@ -70,7 +70,8 @@ class FrameStackStorage(LazyTensorStorage):
         max_size: Transitions kept.
         frame_stack: Frames per observation, k.
         frames_per_transition: Size of the frame ring, in frames per transition.
-        device: Where rows and frames live.
+        device: Where frames live. Rows are small and stay in the host's memory, so that samplers, labels and saves read
+            them without waiting for a GPU.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class FrameStackStorage(LazyTensorStorage):
         frames_per_transition: float = FRAMES_PER_TRANSITION,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(max_size, device=device)
+        super().__init__(max_size)
+        self.frames_device = torch.device(device)
         self.frame_stack = frame_stack
         self._frame_capacity = int(max_size * frames_per_transition) + frame_stack + 2
         self._frames: torch.Tensor | None = None
@@ -132,19 +134,23 @@ class FrameStackStorage(LazyTensorStorage):
 
         self._reserve(data["pixels"], written, n)
         assert self._frames is not None, "reserved above"
-        self._frames[numbers[:, -1] % self._frame_capacity] = data["next", "pixels"][:, -3:].to(self._frames.device)
+        self._put(numbers[:, -1], data["next", "pixels"][:, -3:])
         if starts:
-            own = numbers[starts, :-1] % self._frame_capacity
-            self._frames[own] = data["pixels"][starts].unflatten(1, (self.frame_stack, 3)).to(self._frames.device)
+            first = data["pixels"][starts].unflatten(1, (self.frame_stack, 3))
+            self._put(numbers[starts, :-1].flatten(), first.flatten(0, 1))
         rows = data.exclude("pixels", ("next", "pixels"))
         rows["frames"] = numbers
         rows["row_id"] = self._rows_written + torch.arange(n)
         rows["previous_row"], rows["episode_row"] = before.unbind(1)
-        if self.device.type != "cpu":
-            rows = rows.to(self.device)
         super().set(cursor, rows[0] if single else rows, set_cursor=set_cursor)
         self._rows_written += n
         self._written, self._open = written, episodes
+
+    def _put(self, numbers: torch.Tensor, frames: torch.Tensor) -> None:
+        """Write frames (N, 3, H, W) to the places of their running numbers (N,), without waiting for a GPU."""
+        assert self._frames is not None, "reserved before"
+        places = (numbers % self._frame_capacity).to(self.frames_device, non_blocking=True)
+        self._frames.index_copy_(0, places, frames.to(self.frames_device, non_blocking=True))
 
     def _number(
         self, data: TensorDictBase
@@ -183,7 +189,7 @@ class FrameStackStorage(LazyTensorStorage):
         """Allocate the frame ring, or grow it if writing would overwrite frames that live rows need."""
         if self._frames is None:
             shape = (self._frame_capacity, 3, *pixels.shape[-2:])
-            self._frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
+            self._frames = torch.empty(shape, dtype=torch.uint8, device=self.frames_device)
         if written_after - self._oldest_known <= self._frame_capacity:
             return
         oldest = self._oldest_known = self._oldest_needed(n)
@@ -192,7 +198,7 @@ class FrameStackStorage(LazyTensorStorage):
             return
         capacity = max(needed + self.frame_stack, int(1.25 * self._frame_capacity))
         log.info("Episodes are short: the replay's frame ring grows to %d frames.", capacity)
-        frames = torch.empty((capacity, *self._frames.shape[1:]), dtype=torch.uint8, device=self.device)
+        frames = torch.empty((capacity, *self._frames.shape[1:]), dtype=torch.uint8, device=self.frames_device)
         live = torch.arange(oldest, self._written)
         frames[live % capacity] = self._frames[live % self._frame_capacity]
         self._frames, self._frame_capacity = frames, capacity
@@ -214,24 +220,17 @@ class FrameStackStorage(LazyTensorStorage):
             index: Row positions.
 
         Returns:
-            The rows, with ``pixels`` and ``("next", "pixels")`` (…, 3·k, H, W) uint8.
+            The rows, with ``pixels`` and ``("next", "pixels")`` (…, 3·k, H, W) uint8, which are where the frames are.
         """
-        if self.device.type != "cpu":
-            index = torch.as_tensor(index).to(self.device, non_blocking=True)
         rows = super().get(index).clone(recurse=False)
         rows["next"] = rows["next"].clone(recurse=False)
+        if self.frames_device.type != "cpu":
+            rows.clear_device_()  # they get frames of another one
         frames = self.frames(rows["frames"])  # (…, k + 1, 3, H, W)
         at = frames.ndim - 4
         rows["pixels"] = frames.narrow(at, 0, self.frame_stack).flatten(at, at + 1)
         rows["next", "pixels"] = frames.narrow(at, 1, self.frame_stack).flatten(at, at + 1)
         return rows
-
-    def _rand_given_ndim(self, batch_size: int) -> torch.Tensor:
-        """Positions (`batch_size`,) for TorchRL's uniform sampler: drawn on the CPU, and where the rows are.
-
-        TorchRL would wait for a GPU to take them.
-        """
-        return torch.randint(0, len(self), (batch_size,), generator=self._rng).to(self.device, non_blocking=True)
 
     def newest_frames(self, index: torch.Tensor) -> torch.Tensor:
         """The newest frame of each row, without stacking.
@@ -254,7 +253,7 @@ class FrameStackStorage(LazyTensorStorage):
             (…, 3, H, W) uint8.
         """
         assert self._frames is not None, "a row was written"
-        places = numbers % self._frame_capacity
+        places = (numbers % self._frame_capacity).to(self.frames_device, non_blocking=True)
         # index_select copies whole frames; indexing goes pixel by pixel and takes three times as long.
         return self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)
 
@@ -268,7 +267,7 @@ class FrameStackStorage(LazyTensorStorage):
             Positions (N,), and which of them still hold that row (N,) bool.
         """
         position = row_id % self.max_size
-        return position, self._storage["row_id"][position].cpu() == row_id
+        return position, self._storage["row_id"][position] == row_id
 
     def column(self, key: str | tuple[str, ...]) -> torch.Tensor:
         """One entry of every row, by position (N, …); a view, not to be written to.
@@ -288,7 +287,7 @@ class FrameStackStorage(LazyTensorStorage):
         """
         column = self._storage[tuple(key.split("/"))]
         column[index] = value.to(column)
-        self._labelled_at[index.cpu()] = self.saves
+        self._labelled_at[index] = self.saves
         self._label_keys.add(key)
 
     @property
@@ -344,16 +343,16 @@ class FrameStackStorage(LazyTensorStorage):
                 times; None for no labels.
         """
         position = torch.arange(start, end) % self.max_size
-        rows = {"/".join(_as_tuple(k)): v.cpu() for k, v in self._storage[position].items(True, True)}
+        rows = {"/".join(_as_tuple(k)): v for k, v in self._storage[position].items(True, True)}
         assert self._frames is not None, "a row was written"
         frames = self._frames[torch.arange(first_frame, self.frames_end(end)) % self._frame_capacity].cpu()
         labels: dict[str, torch.Tensor] = {}
         if labels_since is not None:
-            row_id = self.column("row_id").cpu()
+            row_id = self.column("row_id")
             due = ((self._labelled_at[: len(self)] >= labels_since) & (row_id < start)).nonzero().squeeze(-1)
             if len(due):
                 names = ("row_id", *sorted(self._label_keys))
-                labels = {name: self._storage[tuple(name.split("/"))][due].cpu() for name in names}
+                labels = {name: self._storage[tuple(name.split("/"))][due] for name in names}
         return ReplaySlice(rows, first_frame, frames, labels)
 
     def has_labels_since(self, saves: int) -> bool:
@@ -398,12 +397,12 @@ class FrameStackStorage(LazyTensorStorage):
             raise ValueError(f"The replay that was saved lacks some of its rows {oldest} to {self._rows_written - 1}.")
         if length:
             restored = TensorDict({tuple(key.split("/")): value for key, value in rows.items()}, [length])
-            super().set(range(length), restored.to(self.device))
+            super().set(range(length), restored)
 
     def _put_frames(self, part: ReplaySlice) -> None:
         if self._frames is None:
             shape = (self._frame_capacity, *part.frames.shape[1:])
-            self._frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
+            self._frames = torch.empty(shape, dtype=torch.uint8, device=self.frames_device)
         gone = max(0, self._written - self._frame_capacity - part.first_frame)
         frames, slot = part.frames[gone:], (part.first_frame + gone) % self._frame_capacity
         before_the_end = self._frame_capacity - slot

@@ -128,3 +128,25 @@ def test_an_episode_whose_beginning_is_elsewhere_keeps_its_stacks() -> None:
     storage.set(range(4), torch.stack(rows[2:]))
     assert_same(storage.get(range(4)), torch.stack(rows[2:]))
     assert storage._written == 3 + 4
+
+
+def test_only_frames_are_on_another_device() -> None:
+    """Nothing on the meta device has a value, so whatever waited for one would fail."""
+    here, there = FrameStackStorage(30), FrameStackStorage(30, device="meta")
+    for storage in (here, there):
+        episodes = Episodes(seed=0, mean_length=2)  # so short that the ring of frames grows
+        for step in range(60):
+            storage.set(step % 30, episodes.step())
+        storage.write_column("action", torch.tensor([3, 4]), torch.zeros(2, 2))
+    position = torch.arange(30)
+    assert there.position_of(torch.tensor([29, 30, 59]))[1].tolist() == [False, True, True]
+    a, b = here.get(position), there.get(position)
+    for key in a.keys(True, True):
+        if "pixels" in key:
+            assert b[key].device.type == "meta"
+            assert b[key].shape == a[key].shape
+        else:
+            assert torch.equal(a[key], b[key])
+    assert there.newest_frames(position).device.type == "meta"
+    moved = b.to("meta", non_blocking=True)
+    assert {value.device.type for value in moved.values(True, True)} == {"meta"}
