@@ -227,6 +227,10 @@ NEVER = {
     "trainer.callbacks.0.schedule.class_path": FINETUNE + "NeverSchedule",
     "trainer.callbacks.0.schedule.psi0_env_steps": None,
 }
+ON_A_GPU = {
+    "data.replay_device": "agent", "model.torch_compile": "inductor", "model.cuda_graphs": True,
+    "trainer.precision": "bf16-mixed",
+}  # fmt: skip
 NO_VLM = {
     "model.prior.class_path": "covr_lightning.agent.NoPrior", "model.prior.after_rounds": None,
     "model.prior.lam": None, "model.prior.label_early": None, "data.sampler": None,
@@ -295,6 +299,15 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         "learning_cpu/covr.yaml",
         {"model.prior.class_path": "covr_lightning.agent.SkilledPrior", WEIGHT: FINETUNE + "UniformWeight",
          "trainer.callbacks.0.settings.max_steps": 500, "trainer.callbacks.0.settings.adapter": "new"},
+    ),
+    "learning_gpu/rad.yaml": (
+        "dmc_rad.yaml",
+        {"model.augmentation.class_path": "covr_lightning.agent.RandomCrop", "model.augmentation.size": 84, **ON_A_GPU},
+    ),
+    "learning_gpu/covr.yaml": (
+        "learning_cpu/covr.yaml",
+        {"data.env.size": 100, "data.env.rendering": "rad", "data.batch_size": 512, "model.augmentation.size": 84,
+         "model.strides": (2, 1, 1, 1), "model.hidden": 1024, "trainer.callbacks.0.vlm_episodes": 0, **ON_A_GPU},
     ),
     "learning_road/covr.yaml": (
         "road_hw.yaml",
