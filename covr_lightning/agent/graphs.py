@@ -92,6 +92,9 @@ class UpdateGraphs:
     batch are inputs, so that one graph serves all their values: λ and batch are copied to where it reads them, and the
     agent's generator is known to it. The numbers are those of an update without graphs, kernel for kernel.
 
+    What a part decides in Python, it decides once for each kind. Lightning's hooks around backward passes and optimizer
+    steps are not called in a replay.
+
     The graphs hold the memory of their kernels' results for good; they share it, since no two run at a time.
 
     Args:
@@ -124,8 +127,9 @@ class UpdateGraphs:
             if self._made[kind] < WARM_UP:
                 self._made[kind] += 1
                 return agent.update(batch, due, lam, agent.all_optimizers())
-            inputs = self._inputs.setdefault(layout, _Inputs(batch))
-            self._captured[kind] = self._capture(inputs.batch, due, 0.0 if lam == 0 else self._lam)
+            if layout not in self._inputs:
+                self._inputs[layout] = _Inputs(batch)
+            self._captured[kind] = self._capture(self._inputs[layout].batch, due, 0.0 if lam == 0 else self._lam)
         captured = self._captured[kind]
         self._inputs[layout].take(batch)
         self._lam.fill_(lam)
