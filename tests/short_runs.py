@@ -15,6 +15,9 @@ from covr_lightning.cli import main
 # guidance from the first round on.
 SMALL_SETTINGS = {
     "--config": "quickstart.yaml",
+    "--seed_everything": "0",
+    "--data.seed": "0",
+    "--model.seed": "0",
     "--data.max_env_steps": "6000",
     "--data.env.action_repeat": "40",
     "--data.warmup_agent_steps": "20",
