@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ def resumed(kind: type[RunCSVLogger | RunTensorBoardLogger], folder: Path) -> No
     for step in range(1, 11):
         first.log_metrics({"x": float(step)}, step=step)
     first.save()
+    if kind is RunTensorBoardLogger:
+        # Its files are read in the order of their names: by the second of their start, and within one by a number as
+        # text, of which 10 comes before 9. No run is resumed that soon.
+        time.sleep(1.1)
     second = kind(folder, name="logs", version="v")
     second.rewind(5)
     second.log_metrics({"x": 60.0}, step=6)
