@@ -29,7 +29,7 @@ class Augmentation(ABC):
     def compile(self, backend: str) -> None:
         """Make the copies of images by what torch.compile's `backend` makes of them, where there are any to make.
 
-        On a GPU a crop is then one pass over the images instead of two of twice the length.
+        On a GPU a crop is then one pass over the images instead of two.
         """
         self._backend = backend
 

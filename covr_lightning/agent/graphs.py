@@ -48,24 +48,19 @@ class _Inputs:
 
     def __init__(self, like: TensorDictBase) -> None:
         self.batch = like.clone(recurse=False)
-        self._pieces: dict[Any, Tensor] = {}
+        pieces: dict[int, tuple[Any, Tensor]] = {}  # by the place of a piece: an entry that lies in it, and its copy
         for key, value in like.items(True, True):
             place = value.untyped_storage().data_ptr()
-            if place not in self._pieces:
-                self._pieces[place] = _whole(value).clone()
-            memory = self._pieces[place].view(value.dtype)
+            if place not in pieces:
+                pieces[place] = key, _whole(value).clone()
+            memory = pieces[place][1].view(value.dtype)
             self.batch[key] = memory.as_strided(value.shape, value.stride(), value.storage_offset())
-        self._keys = list(like.keys(True, True))
+        self._pieces = list(pieces.values())
 
     def take(self, batch: TensorDictBase) -> None:
         """Copy a batch in."""
-        taken = set()
-        for key in self._keys:
-            value, to = batch[key], self.batch[key]
-            place = to.untyped_storage().data_ptr()
-            if place not in taken:
-                taken.add(place)
-                _whole(to).copy_(_whole(value), non_blocking=True)
+        for key, memory in self._pieces:
+            memory.copy_(_whole(batch[key]), non_blocking=True)
 
 
 def _layout(batch: TensorDictBase) -> tuple[Any, ...]:

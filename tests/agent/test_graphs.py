@@ -132,10 +132,6 @@ def test_on_a_cpu_it_changes_nothing() -> None:
     assert same(parameters(plain), parameters(module))
 
 
-def spr_batch(seed: int) -> TensorDict:
-    return test_spr.batch(seed)
-
-
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,
     "guided": lambda: {"prior": ConstantPrior(1.0)},
@@ -161,7 +157,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("part", PARTS)
 def test_on_a_gpu_the_parameters_are_those_without_graphs(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    make = spr_batch if part == "SPR" else lambda seed: small_agents.batch(seed=seed)
+    make = test_spr.batch if part == "SPR" else lambda seed: small_agents.batch(seed=seed)
     ends, errors = [], []
     for cuda_graphs in (False, True):
         module = agent(**PARTS[part](), cuda_graphs=cuda_graphs).to(GPU)
