@@ -144,7 +144,7 @@ class ProgressiveFineTune(L.Callback):
         if self.launch is None and rounds:
             data.vlm.load_weights()
             data.vlm.check_targets()
-        self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack)
+        self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
         self._agent = pl_module
 
@@ -349,4 +349,4 @@ class ProgressiveFineTune(L.Callback):
             self.buffer.cut_episodes()
             everything += self.buffer.state_dict()["finished"]
         share = everything[processes.number() :: processes.count()]
-        self.buffer.load_state_dict({"finished": share, "open": {}})
+        self.buffer.load_state_dict({"frames": self.buffer.frames, "finished": share, "open": {}})

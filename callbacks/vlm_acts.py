@@ -16,12 +16,13 @@ from covr_lightning.data.labels import Labeller
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import EpisodeResult, play_episode
 from covr_lightning.finetune.vlm_alone import Answers, round_of, save_episodes
+from covr_lightning.vlm.pictures import side_by_side
 
 
 class VLMActs(L.Callback):
     """Evaluates the VLM in place of the policy: the paper's VBE, and the VLM's rows of its Tables 4, 14 and 15.
 
-    The VLM sees one frame at every `data.label_every_agent_steps`-th step; its action is held in between. An answer
+    The VLM is asked at every `data.label_every_agent_steps`-th step; its action is held in between. An answer
     that cannot be parsed is the action 0 (the paper says nothing of this) and is counted; so is one that never came,
     the VLM's engine being away.
 
@@ -119,9 +120,9 @@ class HeldAnswers:
         self._held = torch.zeros(1, action_dim)
 
     def __call__(self, pixels: Tensor, deterministic: bool = True, previous_action: Tensor | None = None) -> Tensor:
-        """The action (1, A) for the newest of the stacked frames (1, C, H, W) uint8; nothing else is read."""
+        """The action (1, A) for stacked frames (1, C, H, W) uint8, of which it is shown the newest."""
         if self._steps % self.hold_agent_steps == 0:
-            action, valid, answered = self.vlm.ask(pixels[:, -3:])
+            action, valid, answered = self.vlm.ask(side_by_side(pixels, self.vlm.frames))
             self.counts.asked += 1
             self.counts.unanswered += int(not bool(answered[0]))
             self.counts.unparsable += int(bool(answered[0]) and not bool(valid[0]))

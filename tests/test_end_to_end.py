@@ -12,6 +12,7 @@ import torch
 from covr_lightning.cli import main
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.finetune.saved_rows import load_rows
 from covr_lightning.saving.checkpoints import load_checkpoint
 from covr_lightning.saving.manifest import manifests_of
 from tests.short_runs import SMALL, fit, short_rounds
@@ -84,6 +85,20 @@ def test_test_reproduces_the_evaluation(run: Path, untrained_vlm: Path, capsys: 
     printed = capsys.readouterr().out
     assert f"{last['return']:.6f}"[:7] in printed
     assert list((run / "videos").glob("*.mp4"))
+
+
+def test_a_vlm_may_be_shown_two_frames(untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = ["--vlm.frames", "2", "--trainer.callbacks.save_rows", "true"]
+    assert fit(tmp_path, untrained_vlm, *two, "--data.max_env_steps", "3000") == 0
+    pictures = load_rows(tmp_path / "run" / "rounds" / "round_001_rows.safetensors").rows["frame"]
+    assert pictures.shape == (25, 3, 40, 80)
+    # A row's newest frame stands on the left of its episode's next row; the first row has it twice.
+    assert torch.equal(pictures[1:, ..., :40], pictures[:-1, ..., 40:])
+    assert torch.equal(pictures[0, ..., :40], pictures[0, ..., 40:])
+    assert not torch.equal(pictures[5, ..., :40], pictures[5, ..., 40:])
+    assert fit(tmp_path, untrained_vlm, "--ckpt_path", "last") == 2
+    assert "vlm.frames is 1, but the checkpoint's run showed its VLM 2" in capsys.readouterr().err
+    assert fit(tmp_path, untrained_vlm, *two, "--ckpt_path", "last") == 0
 
 
 def test_resume_goes_on_from_the_last_checkpoint(run: Path, untrained_vlm: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from covr_lightning.agent.acting import Acting
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
 from covr_lightning.step_times import StepTimes
+from covr_lightning.vlm.pictures import side_by_side
 
 
 class Actor(Protocol):
@@ -137,7 +138,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         if self.warmup_actions == "random" or self.labeller is None:
             return uniform
         if self._held is None or self.counters.agent_steps // self.envs % self.hold_agent_steps == 0:
-            proposal, valid = self.labeller.propose(pixels[:, -3:])
+            proposal, valid = self.labeller.propose(side_by_side(pixels, self.labeller.frames))
             self._held = torch.where(valid[:, None], proposal, uniform)
         return self._held
 

@@ -232,16 +232,17 @@ class FrameStackStorage(LazyTensorStorage):
         rows["next", "pixels"] = frames.narrow(at, 1, self.frame_stack).flatten(at, at + 1)
         return rows
 
-    def newest_frames(self, index: torch.Tensor) -> torch.Tensor:
-        """The newest frame of each row, without stacking.
+    def newest_frames(self, index: torch.Tensor, count: int = 1) -> torch.Tensor:
+        """The newest frames of each row's observation.
 
         Args:
             index: Row positions (N,).
+            count: How many, at most k.
 
         Returns:
-            (N, 3, H, W) uint8.
+            (N, 3·count, H, W) uint8, the oldest first.
         """
-        return self.frames(self._storage["frames"][index, -2])
+        return self.frames(self._storage["frames"][index, -1 - count : -1]).flatten(1, 2)
 
     def frames(self, numbers: torch.Tensor) -> torch.Tensor:
         """Single frames by their running numbers, which the rows' entry ``frames`` names.

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.pictures import side_by_side
 from covr_lightning.vlm.vlm import Proposals
 
 #: What becomes of answers that an earlier round's VLM gave.
@@ -19,10 +20,13 @@ StalePriors = Literal["keep", "mask", "relabel"]
 class Labeller(Protocol):
     """What proposes actions for frames: a VLM."""
 
+    #: Fine-tune round of the weights that answer.
     round: int
+    #: How many of an observation's newest frames it is shown, n.
+    frames: int
 
     def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions (B, A) and which of them are valid (B,) bool, of frames (B, 3, H, W) uint8."""
+        """Actions (B, A) and which of them are valid (B,) bool, of frames side by side (B, 3, H, n·W) uint8."""
 
     def ask(self, frames: Tensor) -> Proposals:
         """The same, and which frames got an answer at all."""
@@ -154,7 +158,9 @@ class LabelQueue:
         """Ask about rows and write the answers; returns how many were asked, not answered, not parsable."""
         if not len(position):
             return torch.zeros(3, dtype=torch.long)
-        actions, valid, answered = self.labeller.ask(self.storage.newest_frames(position))
+        shown = self.labeller.frames
+        pictures = side_by_side(self.storage.newest_frames(position, shown), shown)
+        actions, valid, answered = self.labeller.ask(pictures)
         self.storage.write_column("a_v_valid", position, valid[:, None])
         # A row without an answer keeps what an earlier round said, masked, so that it is relabelled with the others.
         told, count = position[answered], int(answered.sum())

@@ -63,6 +63,12 @@ def fine_tune_saved(
             f"vlm.quantization is {vlm.quantization!r} with ModelParallelStrategy, which shards full weights; it must "
             "be null."
         )
+    width = saved.rows["frame"].shape[-1]
+    if width != vlm.frames * saved.spec.frame_width:
+        raise ConfigError(
+            f"vlm.frames is {vlm.frames}, but the pictures in data.rows are {width} pixels wide, where one frame has "
+            f"{saved.spec.frame_width}; it must be as in the run that saved them."
+        )
     if not is_sharded:  # its weights go to the devices layer by layer
         vlm.to(trainer.strategy.root_device)
     vlm.load(saved.spec)

@@ -8,6 +8,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.pictures import side_by_side
+
 
 def discounted_returns(rewards: Tensor, gamma: float, bootstrap: float = 0.0) -> Tensor:
     """g_t = r_t + γ g_{t+1}, g_T = `bootstrap`; r_t is the reward after action t.
@@ -29,7 +32,7 @@ def discounted_returns(rewards: Tensor, gamma: float, bootstrap: float = 0.0) ->
 
 
 class EpisodeBuffer:
-    """The fine-tune buffer D_f of Algorithm 1, a TensorDict of rows (newest frame, action, reward, return).
+    """The fine-tune buffer D_f of Algorithm 1, a TensorDict of rows (picture, action, reward, return).
 
     A row's return needs the future, so rows wait in the open episode of their environment until it ends; then their g
     is filled in and they can be chosen from. A round takes and clears finished rows only: open episodes stay across it.
@@ -39,14 +42,20 @@ class EpisodeBuffer:
         at_time_limit: What follows a truncated episode: ``"end"`` counts it as over, ``"bootstrap"`` adds the value
             of its last state (given to :meth:`add`).
         keep_stack: Keep the stacked observation of each row as well (needed by a score that asks the critics).
+        frames: How many of an observation's newest frames the VLM is shown, side by side in one picture.
     """
 
     def __init__(
-        self, gamma: float = 0.99, at_time_limit: Literal["end", "bootstrap"] = "end", keep_stack: bool = False
+        self,
+        gamma: float = 0.99,
+        at_time_limit: Literal["end", "bootstrap"] = "end",
+        keep_stack: bool = False,
+        frames: int = 1,
     ) -> None:
         self.gamma = gamma
         self.at_time_limit = at_time_limit
         self.keep_stack = keep_stack
+        self.frames = frames
         self._open: dict[int, list[TensorDict]] = {}
         self._finished: list[TensorDict] = []
 
@@ -71,7 +80,7 @@ class EpisodeBuffer:
         """
         row = TensorDict(
             {
-                "frame": transition["pixels"][-3:].clone(),
+                "frame": side_by_side(transition["pixels"], self.frames).clone(),
                 "action": transition["action"].clone(),
                 "reward": transition["next", "reward"].reshape(1).clone(),
             }
@@ -101,7 +110,7 @@ class EpisodeBuffer:
         self._finished.append(episode)
 
     def rows(self) -> TensorDictBase:
-        """All finished rows (N,): ``frame`` (3, H, W) uint8, ``action`` (A,), ``reward`` (1,), ``g`` (1,)."""
+        """All finished rows (N,): ``frame`` (3, H, n·W) uint8, ``action`` (A,), ``reward`` (1,), ``g`` (1,)."""
         if not self._finished:
             return TensorDict({}, [0])
         return torch.cat(self._finished)
@@ -113,12 +122,22 @@ class EpisodeBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Finished and open rows as plain tensors."""
         return {
+            "frames": self.frames,
             "finished": [episode.to_dict() for episode in self._finished],
             "open": {env: TensorDict.maybe_dense_stack(rows).to_dict() for env, rows in self._open.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the rows that :meth:`state_dict` gave."""
+        """Set the rows that :meth:`state_dict` gave.
+
+        Raises:
+            ConfigError: They have pictures of more or fewer frames.
+        """
+        if (frames := state.get("frames", 1)) != self.frames:
+            raise ConfigError(
+                f"vlm.frames is {self.frames}, but the checkpoint's run showed its VLM {frames}; to go on, it must be "
+                f"{frames}."
+            )
         self._finished = [_from_dict(episode) for episode in state["finished"]]
         self._open = {env: list(_from_dict(rows).unbind(0)) for env, rows in state["open"].items()}
 

@@ -127,6 +127,7 @@ def _config(vlm: VLM, settings: FineTuneSettings, job: Path) -> dict[str, Any]:
         "vlm": {
             "path": vlm.path, "dtype": vlm.dtype, "quantization": vlm.quantization, "lora": lora, "prompt": prompt,
             "image_position": vlm.image_position, "adapter": None if before is None else str(before), "engine": None,
+            "frames": vlm.frames,
         },
         "data": {
             "class_path": f"{package}.SavedRows",

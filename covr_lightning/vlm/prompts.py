@@ -8,7 +8,7 @@ Directions follow the picture of camera 0 and were read off the joint axes and g
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import answer_format
@@ -27,6 +27,13 @@ class Prompt:
     system: str
     user: str
     action_names: tuple[str, ...]
+
+    def of_moments(self, count: int) -> Prompt:
+        """The same for a picture of several moments (:func:`~covr_lightning.vlm.pictures.side_by_side`)."""
+        if count == 1:
+            return self
+        shows = f"The picture shows the last {count} moments side by side, the newest on the right."
+        return replace(self, system=f"{self.system} {shows}".strip())
 
     @property
     def action_size(self) -> int:

@@ -72,9 +72,12 @@ class VLM:
             :class:`~covr_lightning.vlm.engines.vllm_server.VLLMServer`).
         quantization: Bits of the base weights of the language model's linear layers, ``"nf4"`` or ``"int8"``
             (QLoRA); the rest keeps `dtype`, which is also what quantised weights are multiplied in. None by default.
+        frames: How many of an observation's newest frames it is shown, side by side in one picture, the newest on the
+            right. The paper shows one, which has no velocities. Each more is as many more tokens of picture. The prompt
+            that comes with a task then says so; one of your own has to say it itself.
 
     Raises:
-        ConfigError: `dtype` or `quantization` is none of these, or bitsandbytes is missing.
+        ConfigError: `dtype` or `quantization` is none of these, bitsandbytes is missing, or `frames` is below 1.
     """
 
     def __init__(
@@ -88,7 +91,10 @@ class VLM:
         image_position: ImagePosition = "first",
         engine: Engine | None = None,
         quantization: Quantization | None = None,
+        frames: int = 1,
     ) -> None:
+        if frames < 1:
+            raise ConfigError(f"vlm.frames is {frames}; it must be at least 1.")
         if dtype is not None and dtype not in get_args(DType):
             raise ConfigError(f"vlm.dtype is {dtype!r}; it can be {', '.join(map(repr, get_args(DType)))} or null.")
         check_quantization(quantization)
@@ -101,6 +107,7 @@ class VLM:
         self.image_position: ImagePosition = image_position
         self.engine = engine or LocalEngine()
         self.quantization = quantization
+        self.frames = frames
         #: Fine-tune round of the weights that answer; 0 is the base model.
         self.round = 0
         self.model: Any = None
@@ -122,11 +129,17 @@ class VLM:
             spec: The environment; its action size must be the prompt's.
 
         Raises:
-            ConfigError: The folder cannot be used, or prompt and environment disagree.
+            ConfigError: The folder cannot be used, prompt and environment disagree, or an observation has fewer frames
+                than are to be shown.
         """
         if self._opened:
             return
-        prompt = self.prompt or prompt_for(spec.task)
+        if self.frames > spec.frame_stack:
+            raise ConfigError(
+                f"vlm.frames is {self.frames}, but an observation of {spec.task} has {spec.frame_stack} frames "
+                f"(data.env.frame_stack); it can be 1 to {spec.frame_stack}."
+            )
+        prompt = self.prompt or prompt_for(spec.task).of_moments(self.frames)
         if prompt.action_size != spec.action_dim:
             raise ConfigError(
                 f"The prompt asks for {prompt.action_size} action values ({', '.join(prompt.action_names)}), but "
@@ -179,7 +192,7 @@ class VLM:
         """The VLM's words, as far as the first `]`; None for a frame that the engine got no answer for.
 
         Args:
-            frames: (B, 3, H, W) uint8.
+            frames: (B, 3, H, n·W) uint8, n frames side by side.
         """
         return self.engine.answers(frames)
 
@@ -187,7 +200,7 @@ class VLM:
         """The VLM's actions a_v, and which frames it did not answer.
 
         Args:
-            frames: (B, 3, H, W) uint8.
+            frames: (B, 3, H, n·W) uint8, n frames side by side.
         """
         answers = self.answer(frames)
         decoded = [self.codec.decode(text or "") for text in answers]
@@ -201,7 +214,7 @@ class VLM:
         """The VLM's actions a_v.
 
         Args:
-            frames: (B, 3, H, W) uint8.
+            frames: (B, 3, H, n·W) uint8, n frames side by side.
 
         Returns:
             Actions (B, A) clipped to the bounds, and for which frames there is an answer that could be parsed (B,)

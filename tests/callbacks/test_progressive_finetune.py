@@ -50,6 +50,7 @@ class FakeVLM:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.frames = 1
 
     def load(self, spec: object) -> None:
         self.calls.append("load")

@@ -18,6 +18,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.shown: list[torch.Tensor] = []
+        self.frames = 1
 
     def ask(self, frames: torch.Tensor) -> Proposals:
         self.shown.append(frames)
@@ -34,6 +35,10 @@ def test_answers_are_held_and_unparsable_ones_are_zero() -> None:
     assert (counts.asked, counts.unparsable, counts.unanswered) == (4, 1, 1)
     assert vlm.shown[0].shape == (1, 3, 4, 4)
     assert vlm.shown[0][0, :, 0, 0].tolist() == [6, 7, 8]  # the newest frame
+    vlm.frames = 2
+    HeldAnswers(vlm, action_dim=2, hold_agent_steps=3, counts=counts)(pixels)
+    assert vlm.shown[-1].shape == (1, 3, 4, 8)
+    assert vlm.shown[-1][0, :, 0, ::4].tolist() == [[3, 6], [4, 7], [5, 8]]
 
 
 def test_covr_test_with_the_vlm_alone(untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

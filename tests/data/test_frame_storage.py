@@ -56,6 +56,7 @@ def test_stack_of_a_hand_made_episode() -> None:
     assert torch.equal(got["pixels"], torch.stack([r["pixels"] for r in rows]))
     assert torch.equal(got["next", "pixels"], torch.stack([r["next", "pixels"] for r in rows]))
     assert storage.newest_frames(torch.tensor([1, 2]))[:, 0, 0, 0].tolist() == [1, 3]
+    assert storage.newest_frames(torch.tensor([1, 2]), 2)[:, ::3, 0, 0].tolist() == [[0, 1], [3, 3]]
     assert storage._written == 5  # five frames for three transitions
 
 

@@ -16,7 +16,7 @@ class Echo:
     """Answers each frame with its first pixel; odd ones unintelligibly, those in `mute` not at all."""
 
     def __init__(self) -> None:
-        self.round = 3
+        self.round, self.frames = 3, 1
         self.calls: list[int] = []
         self.add = 0.0
         self.mute: set[int] = set()
@@ -58,6 +58,20 @@ def test_every_tenth_row_is_labelled_in_batches_and_the_rest_is_masked() -> None
         assert int(rows["vlm_round"][t]) == (3 if labelled else -1)
         assert float(rows["a_v"][t]) == (t / 256 if labelled else 0.0)
     assert (queue.asked, queue.unparsable) == (10, 5)
+
+
+def test_a_labeller_may_be_shown_several_frames_side_by_side() -> None:
+    storage, echo, shown = FrameStackStorage(100), Echo(), []
+    echo.frames = 2
+    queue = LabelQueue(storage, echo, every_agent_steps=2)
+    fill(storage, 5, queue)
+    answer = echo.propose
+    echo.propose = lambda frames: shown.append(frames) or answer(frames)  # type: ignore[method-assign]
+    queue.flush()
+    (pictures,) = shown
+    # Observation t ends in frame t; the first one's stack is frame 0 thrice. Frames are 2 pixels wide.
+    assert pictures[:, 0, 0].tolist() == [[0, 0, 0, 0], [1, 1, 2, 2], [3, 3, 4, 4]]
+    assert pictures.shape == (3, 3, 2, 4)
 
 
 def test_labels_do_not_depend_on_the_batch() -> None:

@@ -26,7 +26,7 @@ from covr_lightning.finetune.round import RoundReport, fine_tune_round
 from covr_lightning.finetune.saved_rows import RowsOfRound, load_rows, save_rows
 from covr_lightning.vlm.vlm import VLM, LoRA
 
-SPEC = DMControl("reacher-easy").spec
+SPEC = DMControl("reacher-easy", size=40).spec
 SETTINGS = FineTuneSettings(epochs=1, batch_size=3, accumulate=1, lr=1e-4, held_out=0.2, gradient_checkpointing=False)
 
 
@@ -105,6 +105,14 @@ def test_two_devices_end_with_the_adapter_of_one(one: Path, untrained_vlm: Path)
     first, second = (load_file(folder / "round_003_adapter" / "adapter_model.safetensors") for folder in (a, b))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=0, atol=1e-6)
+
+
+def test_pictures_of_more_frames_than_the_vlm_is_shown_are_refused(
+    one: Path, untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(one / "round_003_rows.safetensors", untrained_vlm, tmp_path)
+    assert main([*command, "--vlm.frames", "2"]) == 2
+    assert "vlm.frames is 2, but the pictures in data.rows are 40 pixels wide, where one" in capsys.readouterr().err
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:

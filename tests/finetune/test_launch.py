@@ -27,7 +27,7 @@ from covr_lightning.stopping import RunStopped
 from covr_lightning.vlm.vlm import VLM, LoRA
 from tests.short_runs import fit
 
-SPEC = DMControl("reacher-easy").spec
+SPEC = DMControl("reacher-easy", size=40).spec
 SETTINGS = FineTuneSettings(epochs=4, batch_size=4, accumulate=1, lr=3e-3, held_out=0.2, gradient_checkpointing=False)
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 

@@ -212,6 +212,18 @@ def test_returns_of_hand_made_episodes() -> None:
     assert buffer.rows()["frame"].shape == (5, 3, 2, 2)
 
 
+def test_a_row_s_picture_may_show_several_frames() -> None:
+    buffer = EpisodeBuffer(frames=3)
+    row = transition(1.0, terminated=True)
+    row["pixels"] = torch.arange(9, dtype=torch.uint8)[:, None, None].expand(9, 2, 2)
+    buffer.add(row)
+    picture = buffer.rows()["frame"]
+    assert picture.shape == (1, 3, 2, 6)
+    assert picture[0, :, 1, ::2].tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]  # channels × moments, the newest last
+    with pytest.raises(ConfigError, match=r"vlm\.frames is 1, but the checkpoint's run showed its VLM 3"):
+        EpisodeBuffer().load_state_dict(buffer.state_dict())
+
+
 def test_bootstrap_follows_a_time_limit_but_no_terminal() -> None:
     buffer = EpisodeBuffer(gamma=0.5, at_time_limit="bootstrap")
     buffer.add(transition(1.0, truncated=True), value=10.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from covr_lightning.envs import TASKS, DMControl, PointReach, Road
 from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.pictures import side_by_side
 from covr_lightning.vlm.prompts import prompt_for
 from covr_lightning.vlm.vlm import VLM, LoRA
 
@@ -47,6 +49,26 @@ def test_the_point_gets_answers_of_its_size_although_the_vlm_never_saw_it() -> N
     actions, valid = vlm.propose(torch.stack([env.reset()["pixels"][-3:] for _ in range(8)]))
     assert actions.shape == (8, 2)
     assert valid.all()
+
+
+def test_it_may_be_shown_several_frames(untrained_vlm: Path) -> None:
+    spec = DMControl("cartpole-swingup", size=40).spec
+    vlm, one = VLM(str(untrained_vlm), frames=2), VLM(str(untrained_vlm))
+    for each in (vlm, one):
+        each.load(spec)
+    assert vlm.prompt.system.endswith("The picture shows the last 2 moments side by side, the newest on the right.")
+    assert one.prompt == prompt_for("cartpole-swingup")
+    pixels = torch.randint(0, 256, (2, 9, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    actions, _ = vlm.propose(side_by_side(pixels, 2))
+    assert actions.shape == (2, 1)
+    own = replace(prompt_for("cartpole-swingup"), system="Two moments.")
+    told = VLM(str(untrained_vlm), prompt=own, frames=2)
+    told.load(spec)
+    assert told.prompt == own
+    with pytest.raises(ConfigError, match=r"vlm\.frames is 4, but an observation .* has 3 frames .* can be 1 to 3"):
+        VLM(str(untrained_vlm), frames=4).load(spec)
+    with pytest.raises(ConfigError, match=r"vlm\.frames is 0; it must be at least 1"):
+        VLM(frames=0)
 
 
 def test_targets_by_regular_expression_and_wrong_targets(untrained_vlm: Path) -> None:
