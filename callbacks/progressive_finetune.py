@@ -18,6 +18,7 @@ from covr_lightning.callbacks.vlm_acts import play_alone
 from tensordict import TensorDictBase
 
 from covr_lightning import processes
+from covr_lightning.agent.acting import Spread
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
@@ -184,8 +185,9 @@ class ProgressiveFineTune(L.Callback):
             if report.round == 1:
                 self._vlm_alone(trainer, data, 0)
             samples = RoundSamples(self.samples)
+            entropy, report.noise = self._spread(pl_module, data)
             fine_tune_round(
-                report, data.vlm, rows, scores, self._entropy(pl_module, data), self.filter, self.weight,
+                report, data.vlm, rows, scores, entropy, self.filter, self.weight,
                 self.settings, self._trainer_kwargs(trainer), self._adapter(trainer, report.round), self.launch,
                 samples,
             )  # fmt: skip
@@ -241,12 +243,13 @@ class ProgressiveFineTune(L.Callback):
             return rows, scores
         return torch.cat([own[0] for own in everyone]), torch.cat([own[1] for own in everyone])
 
-    def _entropy(self, pl_module: SACModule, data: ExperienceData) -> float:
-        """Estimate ε on states drawn from D, without touching the sampler's random state."""
+    def _spread(self, pl_module: SACModule, data: ExperienceData) -> Spread:
+        """Estimate ε, and the policy's noise, on states drawn from D, without touching the sampler's random state."""
         generator = torch.Generator().manual_seed((self.settings.seed or 0) + data.counters.env_steps)
         index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
         rows = data.storage.get(index)
-        return fmean(processes.gather(pl_module.entropy_per_dim(rows["pixels"], rows.get("previous_action"))))
+        everyone = processes.gather(pl_module.spread(rows["pixels"], rows.get("previous_action")))
+        return Spread(*map(fmean, zip(*everyone, strict=True)))
 
     def _trainer_kwargs(self, trainer: L.Trainer) -> dict[str, Any]:
         """Of an inner Trainer on the same devices, in the processes that are there."""

@@ -147,13 +147,13 @@ def summary_tables(curve: list[CurvePoint], rounds: list[RoundReport]) -> list[T
         tables.append(table)
     if rounds:
         table = Table(padding=(0, 0), title="Fine-tune rounds (VLM error: mean |a_v − a| on held-out kept rows)")
-        columns = ("round", "env steps", "kept", "trained", "ε", "before", "after", "constant", "unparsable")
+        columns = ("round", "env steps", "kept", "trained", "ε", "before", "after", "constant", "noise", "unparsable")
         for name in columns:
             table.add_column(name, justify="right")
         for r in rounds:
             table.add_row(
                 str(r.round), str(r.env_steps), f"{r.kept}/{r.rows}", str(r.trained), _number(r.entropy, 2),
-                _number(r.error_before), _number(r.error_after), _number(r.error_constant),
+                _number(r.error_before), _number(r.error_after), _number(r.error_constant), _number(r.noise),
                 f"{_percent(r.unparsable_before)}→{_percent(r.unparsable_after)}",
             )  # fmt: skip
         notes = "; ".join(f"round {r.round}: {r.note}" for r in rounds if r.note)

@@ -41,6 +41,7 @@ def test_rounds_are_run_and_recorded(run: Path) -> None:
         assert len(r["losses"]) == 2
         assert 0 <= r["unparsable_after"] <= 1
         assert r["error_constant"] > 0
+        assert 0 < r["noise"] < 2
         written = json.loads((run / "rounds" / f"round_{r['round']:03d}.json").read_text())
         assert written == r or written["losses"] == r["losses"]
         assert (run / "rounds" / f"round_{r['round']:03d}_adapter" / "adapter_model.safetensors").is_file()

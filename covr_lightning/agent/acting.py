@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import lightning as L
 import torch
@@ -34,6 +34,19 @@ def _not_compiled(answer: Callable[P, T]) -> Callable[P, T]:
             return answer(*args, **kwargs)
 
     return as_written
+
+
+class Spread(NamedTuple):
+    """How far a policy's actions scatter, per action dimension.
+
+    Attributes:
+        entropy: The entropy estimate ε: −mean log π (nats).
+        noise: Mean |a − tanh μ|. No prediction of a from the observation comes closer on average, since tanh μ is the
+            median of a.
+    """
+
+    entropy: float
+    noise: float
 
 
 class Acting(L.LightningModule):
@@ -101,20 +114,22 @@ class Acting(L.LightningModule):
         return previous_action.to(self.device)
 
     @_not_compiled
-    def entropy_per_dim(self, pixels: Tensor, previous_action: Tensor | None = None) -> float:
-        """The policy's entropy estimate ε: −mean log π over a batch, per action dimension (nats).
+    def spread(self, pixels: Tensor, previous_action: Tensor | None = None) -> Spread:
+        """How far the policy's actions scatter, estimated by one action for each frame.
 
         Args:
             pixels: (B, 3·k, H, W) uint8.
             previous_action: (B, A), if the actor `needs_previous_action`.
         """
         generator = torch.Generator(self.device).manual_seed(self.seed)
-        log_pi = []
+        log_pi, noise = [], []
         for rows in torch.arange(len(pixels)).split(256):
             a_prev = self._read(None if previous_action is None else previous_action[rows])
             z = self.actor_projection(self._features(pixels[rows]))
-            log_pi.append(self.actor.sample(z, generator, a_prev)[1])
-        return -torch.cat(log_pi).mean().item() / self.spec.action_dim
+            action, of_action, middle = self.actor.sample(z, generator, a_prev)
+            log_pi.append(of_action)
+            noise.append((action - middle).abs())
+        return Spread(-torch.cat(log_pi).mean().item() / self.spec.action_dim, torch.cat(noise).mean().item())
 
     @_not_compiled
     def min_q(self, pixels: Tensor, action: Tensor) -> Tensor:

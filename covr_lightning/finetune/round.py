@@ -51,6 +51,8 @@ class RoundReport:
         error_before: VLM's error before the round.
         error_after: VLM's error after it.
         error_constant: The constant predictor's error.
+        noise: Mean |a − tanh μ| of actions that the policy draws on the states that ε is estimated on: what remains of
+            the error for a VLM that knows all that the policy knows. (D_f's actions are those of earlier policies.)
         unparsable_before: Share of held-out answers that could not be parsed before.
         unparsable_after: The same after.
         unanswered_before: Share of held-out rows that got no answer before, the VLM's engine being away; they count in
@@ -82,6 +84,7 @@ class RoundReport:
     error_before: float = math.nan
     error_after: float = math.nan
     error_constant: float = math.nan
+    noise: float = math.nan
     unparsable_before: float = math.nan
     unparsable_after: float = math.nan
     unanswered_before: float = math.nan
@@ -104,8 +107,11 @@ class RoundReport:
         text = (
             f"Round {self.round} at {self.env_steps} environment steps: kept {self.kept} of {self.rows} rows "
             f"(ε {self.entropy:.2f}, τ {self.tau:.2f}); VLM error {self.error_before:.3f} → "
-            f"{self.error_after:.3f}, constant {self.error_constant:.3f}; {self.seconds:.0f} s"
+            f"{self.error_after:.3f}, constant {self.error_constant:.3f}"
         )
+        if not math.isnan(self.noise):
+            text += f", noise of the policy {self.noise:.3f}"
+        text += f"; {self.seconds:.0f} s"
         if not math.isnan(self.peak_memory_mb):
             text += f", {self.peak_memory_mb:.0f} MB at most"
         return f"{text}; {self.note}" if self.note else text

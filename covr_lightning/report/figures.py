@@ -88,21 +88,23 @@ def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
 
 
 def vlm_error(run: Run) -> Figure | None:
-    """The VLM's error on held-out rows before and after each round, beside the constant predictor's."""
+    """The VLM's error on held-out rows before and after each round, beside the constant predictor's and π's noise."""
     rounds = [r for r in run.rounds if _known(r, "error_constant")]
     if not rounds:
         return None
     figure, axes = new_figure()
     x = np.array([r["round"] for r in rounds], dtype=float)
-    before, after, constant = (
+    before, after, constant, noise = (
         np.array([r.get(name, math.nan) for r in rounds], dtype=float)
-        for name in ("error_before", "error_after", "error_constant")
+        for name in ("error_before", "error_after", "error_constant", "noise")
     )
     for place, one, other in zip(x, before, after, strict=True):
         axes.plot([place, place], [one, other], color=MUTED, linewidth=1.5, zorder=1)
     axes.scatter(x, before, s=52, facecolors="none", edgecolors=COLORS[1], linewidths=2, label="VLM before", zorder=2)
     axes.scatter(x, after, s=58, color=COLORS[1], label="VLM after", zorder=2)
     axes.hlines(constant, x - 0.28, x + 0.28, color=INK, linewidth=2, label="constant predictor")
+    if np.isfinite(noise).any():
+        axes.hlines(noise, x - 0.28, x + 0.28, color=MUTED, linewidth=2, linestyle=":", label="noise of the policy")
     axes.set(xlabel="fine-tune round", ylabel="mean |a_v − a|")
     axes.set_ylim(0, 1.15 * float(np.nanmax([before, after, constant])))
     _whole_numbers(axes, x.tolist())

@@ -93,7 +93,7 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
         "Left: how well the policy does at its first evaluation after each round, and the VLM when it acts alone "
         "(Tables 14, 15); hollow and dashed where only some of the seeds have come so far. Right: the VLM's error "
         "against executed actions of kept rows that it was not trained on; it has learnt something when the filled dot "
-        "is under the black line.",
+        "is under the black line. Dotted: how far the policy's draws are from its middle, which no VLM can foretell.",
     )
     for group in named(page, groups):
         if not _has_rounds(page, group):
@@ -161,14 +161,14 @@ def _as_printed(result: PublishedResult | None) -> str:
 
 def _figures_table(run: Run, caption: str) -> str:
     head = ["round", "steps", "rows", "kept", "top 95 %", "w > 0", "ε", "τ", "VLM error", "after", "constant",
-            "unparsable", "s", "MB"]  # fmt: skip
+            "noise", "unparsable", "s", "MB"]  # fmt: skip
     rows = [
         [
             str(r["round"]), f"{r['env_steps']:,}", f"{r['rows']:,}", f"{r.get('kept', 0):,}",
             f"{r['kept_top95']:,}" if "kept_top95" in r else "–", f"{r.get('trained', 0):,}",
             number(figure_of(r, "entropy"), 2), number(figure_of(r, "tau")),
             number(figure_of(r, "error_before"), 3), number(figure_of(r, "error_after"), 3),
-            number(figure_of(r, "error_constant"), 3),
+            number(figure_of(r, "error_constant"), 3), number(figure_of(r, "noise"), 3),
             f"{percent(figure_of(r, 'unparsable_before'))} → {percent(figure_of(r, 'unparsable_after'))}",
             number(figure_of(r, "seconds"), 0), number(figure_of(r, "peak_memory_mb"), 0),
         ]

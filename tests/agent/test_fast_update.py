@@ -83,7 +83,7 @@ def test_only_updates_are_compiled() -> None:
     for n in (1, 3, 5):
         frames, actions = batch(n)["pixels"], batch(n)["action"]
         assert torch.equal(plain.act(frames, deterministic=True), compiled.act(frames, deterministic=True))
-        assert plain.entropy_per_dim(frames) == compiled.entropy_per_dim(frames)
+        assert plain.spread(frames) == compiled.spread(frames)
         assert torch.equal(plain.min_q(frames, actions), compiled.min_q(frames, actions))
         assert torch.equal(plain.state_value(frames), compiled.state_value(frames))
     assert not sizes

@@ -144,10 +144,12 @@ def test_acting_and_values_take_the_previous_action() -> None:
     torch.testing.assert_close(then, torch.tanh(module.actor(z, a_prev)[0]).detach())
     assert not torch.equal(first, then)
     generator = torch.Generator().manual_seed(0)
-    _, log_pi, _ = module.actor.sample(z, generator, a_prev)
-    assert module.entropy_per_dim(pixels, a_prev) == pytest.approx(-log_pi.mean().item() / 2, rel=1e-4)
+    action, log_pi, _ = module.actor.sample(z, generator, a_prev)
+    entropy, noise = module.spread(pixels, a_prev)
+    assert entropy == pytest.approx(-log_pi.mean().item() / 2, rel=1e-4)
+    assert noise == pytest.approx((action - then).abs().mean().item(), rel=1e-4)
     assert module.state_value(pixels, a_prev).shape == (8,)
-    for ask in (module.entropy_per_dim, module.state_value):
+    for ask in (module.spread, module.state_value):
         with pytest.raises(TypeError, match="previous action, and none was given"):
             ask(pixels)
     with pytest.raises(KeyError, match="previous_action"):
