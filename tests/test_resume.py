@@ -72,7 +72,7 @@ MOMENTS: dict[str, tuple[type, str, Callable[..., bool]]] = {
     "last step of an episode": (ExperienceData, "_store", at_env_step(1960)),
     "step before a round": (ExperienceData, "_store", at_env_step(3520)),
     "step of a round": (ExperienceData, "_store", at_env_step(3560)),
-    "beginning of a round": (ProgressiveFineTune, "_entropy", lambda callback: len(callback.reports) == 1),
+    "beginning of a round": (ProgressiveFineTune, "_spread", lambda callback: len(callback.reports) == 1),
     "training in the first round": (VLMFineTuner, "loss", fine_tuned_at(0)),
     "training in the second round": (VLMFineTuner, "loss", fine_tuned_at(1)),
     "end of a round": (ProgressiveFineTune, "_record", lambda callback: len(callback.reports) == 1),
