@@ -71,13 +71,7 @@ class RandomCrop(Augmentation):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Cut one random window (size × size) from each image."""
         top, left = _offsets(images, images.shape[-2] - self.size, images.shape[-1] - self.size, generator)
-        if self._backend is not None:
-            side = torch.arange(self.size, device=images.device)
-            return _compiled(self._backend)(images, top[:, None] + side, left[:, None] + side)
-        # A view of all windows; indexing it copies only the chosen ones.
-        windows = images.unfold(2, self.size, 1).unfold(3, self.size, 1)
-        batch = torch.arange(len(images), device=images.device)
-        return windows[batch, :, top, left].contiguous(memory_format=torch.channels_last)
+        return _windows(images, top, left, self.size, self._backend)
 
     def centre(self, images: Tensor) -> Tensor:
         """Cut the central window."""
@@ -112,14 +106,11 @@ class RandomTranslate(Augmentation):
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Place each image at random on its canvas."""
-        b, c, h, w = images.shape
-        top, left = _offsets(images, self.size - h, self.size - w, generator)
-        canvas = images.new_zeros(b, self.size, self.size, c)
-        rows = top[:, None] + torch.arange(h, device=images.device)
-        columns = left[:, None] + torch.arange(w, device=images.device)
-        batch = torch.arange(b, device=images.device)[:, None, None]
-        canvas[batch, rows[:, :, None], columns[:, None, :]] = images.permute(0, 2, 3, 1)
-        return canvas.permute(0, 3, 1, 2)
+        above, beside = self.size - images.shape[-2], self.size - images.shape[-1]
+        top, left = _offsets(images, above, beside, generator)
+        # What the canvas shows when the frame moves down is what a window over a black margin shows when it moves up.
+        wide = F.pad(images, (beside, beside, above, above))
+        return _windows(wide, above - top, beside - left, self.size, self._backend)
 
     def centre(self, images: Tensor) -> Tensor:
         """Place each image in the centre."""
@@ -246,6 +237,35 @@ class RandomIntensity(Augmentation):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size."""
         return size
+
+
+def _windows(images: Tensor, top: Tensor, left: Tensor, size: int, backend: str | None) -> Tensor:
+    """Of images (B, C, H, W), each one's window (B, C, `size`, `size`) at its row and column (B,), channels last."""
+    if backend is not None:
+        side = torch.arange(size, device=images.device)
+        return _compiled(backend)(images, top[:, None] + side, left[:, None] + side)
+    cut = _cut_by_pieces if images.device.type == "cpu" and len(images) else _cut
+    return cut(images, top, left, size).contiguous(memory_format=torch.channels_last)
+
+
+def _cut(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
+    # A view of all windows; indexing it copies only the chosen ones.
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def _cut_by_pieces(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
+    """The same by long copies: a channel's window from its first pixel to its last, with what lies between its rows.
+
+    Indexing copies a pixel at a time on a CPU; this takes an eighth of its time.
+    """
+    b, c, h, w = images.shape
+    if images[0].stride() != (h * w, w, 1):
+        images = images.contiguous()
+    per_image, piece = images.stride(0), (size - 1) * w + size
+    pieces = images.as_strided(((b - 1) * per_image + c * h * w - piece + 1, piece), (1, 1))  # one at every pixel
+    first = (torch.arange(b) * per_image + top * w + left)[:, None] + torch.arange(c) * h * w
+    return pieces.index_select(0, first.flatten()).as_strided((b, c, size, size), (c * piece, piece, w, 1))
 
 
 def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

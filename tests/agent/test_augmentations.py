@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from covr_lightning.agent import Augmentation, RandomCrop, RandomCutout, RandomShift, RandomTranslate
+from covr_lightning.agent import Augmentation, RandomCrop, RandomCutout, RandomShift, RandomTranslate, augmentations
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import agent, batch
 
@@ -33,6 +33,29 @@ def test_crop_reaches_every_offset() -> None:
     image = torch.arange(25, dtype=torch.uint8).reshape(1, 1, 5, 5).expand(400, -1, -1, -1)
     corners = RandomCrop(3)(image, torch.Generator().manual_seed(0))[:, 0, 0, 0].unique()
     assert corners.tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+
+
+@pytest.mark.parametrize(("h", "w", "size"), [(20, 30, 16), (8, 8, 8), (7, 9, 1), (9, 7, 6)])
+def test_windows_are_those_that_slices_cut_however_the_images_lie_in_memory(h: int, w: int, size: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 12, h, w), dtype=torch.uint8, generator=g)
+    ways = {
+        "as they come": images,
+        "some of the channels, as a replay gives them": images[:, 3:],
+        "not the first": images[2:],
+        "channels last": images.contiguous(memory_format=torch.channels_last),
+        "one, repeated": images[:1].expand(4, -1, -1, -1),
+        "transposed": images.transpose(0, 1),
+    }
+    for name, seen in ways.items():
+        top = torch.randint(0, h - size + 1, (len(seen),), generator=g)
+        left = torch.randint(0, w - size + 1, (len(seen),), generator=g)
+        top[-1], left[-1] = h - size, w - size  # up to the memory's end
+        cut = augmentations._windows(seen, top, left, size, None)
+        for image, y, x, window in zip(seen, top, left, cut, strict=True):
+            assert torch.equal(window, image[:, y : y + size, x : x + size]), name
+        assert cut.is_contiguous(memory_format=torch.channels_last)
+    assert RandomCrop(size)(images[:0]).shape == (0, 12, size, size)
 
 
 def test_translate_places_the_frame_and_moves_the_next_one_alike() -> None:
