@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from covr_lightning.agent.convolutions import Convolution, feature_maps, feature_maps_on_cpu, has_fewer_passes
 from covr_lightning.agent.networks import initialise
 from covr_lightning.errors import ConfigError
-
-#: Images that go through the convolutions at once on a CPU. Every part reuses the memory of the part before: where a
-#: process gives freed memory back, a batch of 512 takes 28 % less time. Where it keeps it, as under `covr`, no less.
-CPU_IMAGES = 128
 
 
 class Encoder(nn.Module, ABC):
@@ -77,48 +73,14 @@ class ConvTrunk(Encoder):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """The feature maps (B, `features`) of images (B, C, H, W) uint8, flattened in the order H′, W′, filter.
-
-        That is the order in which the convolutions leave them in memory.
-        """
-        if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= CPU_IMAGES:
-            return self._features(images)
-        return torch.cat([self._features(part) for part in images.split(CPU_IMAGES)])
-
-    def _features(self, images: Tensor) -> Tensor:
+        """The feature maps (B, `features`) of images (B, C, H, W) uint8, flattened in the order H′, W′, filter."""
+        convolutions = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+        layers = [Convolution(c.weight, cast(Tensor, c.bias), c.stride[0]) for c in convolutions]
         # Scaling to [0, 1] is the first weights' part: they are few, and the images need no second pass.
         # A tensor divides as the number does; from that, PyTorch 2.11 cannot make ONNX.
-        dtype, scaled = torch.float32, cast(Tensor, self.layers[0].weight) / torch.full((), 255.0)
-        if images.is_cuda:
-            # A GPU's matrix units take channels by the eight; cuDNN would pad each time. bfloat16 has all of 0 … 255.
-            dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
-            more = -images.shape[1] % 8
-            images, scaled = F.pad(images, (0, 0, 0, 0, 0, more)), F.pad(scaled, (0, 0, 0, 0, 0, more))
-        x = images.to(dtype=dtype, memory_format=torch.channels_last)
-        convolve = _convolve_in_one if _can_be_one(x) else _convolve
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, nn.Conv2d):  # its ReLU goes with it
-                x = convolve(x, scaled if i == 0 else layer.weight, layer.bias, layer.stride)
-        return x.permute(0, 2, 3, 1).flatten(1)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
-    """A convolution and its ReLU."""
-    return F.relu_(F.conv2d(x, weight, bias, stride))
-
-
-def _convolve_in_one(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
-    """The same in one pass over the memory, without gradients: oneDNN's, as PyTorch's own compiler calls it."""
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [0, 0], stride, [1, 1], 1, "relu", [], "")
-
-
-def _can_be_one(x: Tensor) -> bool:
-    """Whether :func:`_convolve_in_one` may be taken: it is the CPU's, for float32, and no public interface."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or not len(x):
-        return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
-        return False
-    return hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        layers[0] = layers[0]._replace(weight=layers[0].weight / torch.full((), 255.0))
+        fewer = has_fewer_passes(images, layers[0].weight)
+        return (feature_maps_on_cpu if fewer else feature_maps)(images, layers)
 
 
 class Flare(Encoder):

@@ -1,4 +1,4 @@
-"""What makes the update fast leaves it what it is: parts of a batch, compiled networks, bfloat16, nothing read back."""
+"""What makes the update fast leaves it what it is: compiled networks, bfloat16, nothing read back."""
 
 from __future__ import annotations
 
@@ -9,55 +9,12 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from covr_lightning.agent import ConstantPrior, RandomCrop, SACModule, encoders
-from covr_lightning.agent.encoders import CPU_IMAGES, ConvTrunk
+from covr_lightning.agent import ConstantPrior, RandomCrop, SACModule
 from covr_lightning.agent.finite import FiniteGuard
 from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import SPEC, agent, batch, parameters, same
 from tests.short_runs import fit
-
-
-def one_after_the_other(trunk: ConvTrunk, images: torch.Tensor) -> torch.Tensor:
-    """Layer by layer, flattened as (row, column, filter)."""
-    maps = trunk.layers(images.float() / 255)
-    places = [maps[:, :, row, column] for row in range(maps.shape[2]) for column in range(maps.shape[3])]
-    return torch.cat(places, dim=1)
-
-
-def test_parts_of_a_batch_give_the_whole_batchs_features_and_gradients() -> None:
-    torch.manual_seed(0)
-    trunk = ConvTrunk()
-    trunk.build(9, (20, 20), 4, (2, 1))
-    images = torch.randint(0, 256, (2 * CPU_IMAGES + 3, 9, 20, 20), dtype=torch.uint8)
-    weights = torch.randn(len(images), trunk.features)
-    gradients = []
-    for features in (trunk(images), one_after_the_other(trunk, images)):
-        trunk.zero_grad()
-        (features * weights).sum().backward()
-        gradients.append([features.detach(), *(p.grad.clone() for p in trunk.parameters())])
-    for in_parts, whole in zip(*gradients, strict=True):
-        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-4)
-    assert trunk(images[:0]).shape == (0, trunk.features)
-
-
-@pytest.mark.parametrize("b", [0, 1, 5, CPU_IMAGES + 1])
-def test_convolution_and_relu_in_one_change_no_bit(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    trunk = ConvTrunk()
-    trunk.build(9, (20, 20), 32, (2, 1, 1))
-    for p in trunk.parameters():
-        p.data += 0.05 * torch.randn_like(p)
-    images = torch.randint(0, 256, (b, 9, 20, 20), dtype=torch.uint8)
-    calls = []
-    in_one = encoders._convolve_in_one
-    monkeypatch.setattr(encoders, "_convolve_in_one", lambda *a: (calls.append(a), in_one(*a))[1])
-    with_gradients = trunk(images)
-    assert not calls
-    with torch.no_grad():
-        assert torch.equal(trunk(images), with_gradients)
-    assert len(calls) == 3 * -(-b // CPU_IMAGES)  # or the constraints' PyTorch no longer has it
-    torch.testing.assert_close(with_gradients, one_after_the_other(trunk, images), rtol=1e-4, atol=1e-4)
 
 
 def test_compiled_networks_make_the_same_updates() -> None:
