@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Images that go through the convolutions at once on a CPU: few enough that most of a layer's output is still in the
-#: cache when the next one reads it, and enough for every core.
-CPU_IMAGES = 32
+#: Pixels of a batch that go through the convolutions at once on a CPU, 32 images of 84×84: few enough that most of a
+#: layer's output is still in the cache when the next one reads it, and enough for every core.
+CPU_PIXELS = 32 * 84 * 84
 
 
 class Convolution(NamedTuple):
@@ -85,6 +85,12 @@ def has_fewer_passes(images: Tensor, weight: Tensor) -> bool:
     return known and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
+def part_size(images: Tensor) -> int:
+    """How many of the images (B, C, H, W) go through the convolutions at once: parts of like size."""
+    parts = max(1, round(len(images) * images.shape[-2] * images.shape[-1] / CPU_PIXELS))
+    return -(-len(images) // parts)
+
+
 class _FeatureMaps(torch.autograd.Function):
     """:func:`feature_maps_on_cpu` with gradients of weights and biases."""
 
@@ -105,7 +111,8 @@ class _FeatureMaps(torch.autograd.Function):
         layers = _cast(saved[: 2 * n], ctx.strides, features.dtype)
         hidden = saved[2 * n :]
         sums: list[Tensor] = []
-        parts = zip(*(whole.split(CPU_IMAGES) for whole in (images, features, gradient)), strict=True)
+        size = part_size(images)
+        parts = zip(*(whole.split(size) for whole in (images, features, gradient)), strict=True)
         for i, (pictures, last, by_last) in enumerate(parts):
             outputs = [*hidden[i * (n - 1) : (i + 1) * (n - 1)], _maps(last, ctx.last)]
             inputs = [_converted(pictures, features.dtype), *outputs[:-1]]
@@ -132,7 +139,8 @@ def _forward(images: Tensor, layers: Sequence[Convolution], keep: bool = False) 
     dtype, filters = layers[-1].weight.dtype, len(layers[-1].weight)
     features = torch.empty(len(images), height * width * filters, dtype=dtype)
     hidden: list[Tensor] = []
-    for part, out in zip(images.split(CPU_IMAGES), features.split(CPU_IMAGES), strict=True):
+    size = part_size(images)
+    for part, out in zip(images.split(size), features.split(size), strict=True):
         x = _converted(part, dtype)
         for layer in layers:
             hidden += [x] if keep and layer is not layers[0] else []

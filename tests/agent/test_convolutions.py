@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from covr_lightning.agent import ConvTrunk, convolutions
-from covr_lightning.agent.convolutions import CPU_IMAGES, has_fewer_passes
+from covr_lightning.agent.convolutions import has_fewer_passes, part_size
 
-SIZES = [1, 5, CPU_IMAGES, 2 * CPU_IMAGES + 3]
+PART = 8  # images of the size here
+SIZES = [1, 5, PART, 2 * PART + 3]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "CPU_PIXELS", PART * 20 * 22)
 
 
 def trunk(filters: int = 8, strides: tuple[int, ...] = (2, 1, 1)) -> ConvTrunk:
@@ -63,7 +69,7 @@ def test_features_and_gradients_are_those_of_the_layers(n: int, strides: tuple[i
     for value, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
     # Nothing if the constraints' PyTorch no longer has the call.
-    parts = [len(part) for part in images(n).split(CPU_IMAGES)]
+    parts = [len(part) for part in images(n).split(part_size(images(n)))]
     assert calls == [size for size in parts for _ in strides]
 
 
@@ -97,14 +103,19 @@ def test_in_bfloat16_gradients_are_as_near_to_float32s_as_pytorchs_own(monkeypat
         assert 0 < error < 1.1 * others
 
 
+def test_parts_are_of_like_size() -> None:
+    sizes = {n: [len(part) for part in images(n).split(part_size(images(n)))] for n in (1, 11, 12, 16, 19, 29)}
+    assert sizes == {1: [1], 11: [11], 12: [6, 6], 16: [8, 8], 19: [10, 9], 29: [8, 8, 8, 5]}
+
+
 def test_gradients_of_parts_are_summed_in_float32() -> None:
     made, layers = trunk(), 3
-    pictures = images(2 * CPU_IMAGES)
+    pictures = images(2 * PART)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         both = features_and_gradients(made, made(pictures))[1:]
         factors = torch.randn(len(pictures), made.features, generator=torch.Generator().manual_seed(9))
         sums = [torch.zeros_like(p) for p in made.parameters()]
-        for part, weights in zip(pictures.split(CPU_IMAGES), factors.split(CPU_IMAGES), strict=True):
+        for part, weights in zip(pictures.split(PART), factors.split(PART), strict=True):
             made.zero_grad()
             (made(part).float() * weights).sum().backward()
             sums = [total + p.grad for total, p in zip(sums, made.parameters(), strict=True) if p.grad is not None]
