@@ -57,10 +57,12 @@ def feature_maps(images: Tensor, layers: Sequence[Convolution]) -> Tensor:
 
 
 def feature_maps_on_cpu(images: Tensor, layers: Sequence[Convolution]) -> Tensor:
-    """The same numbers as :func:`feature_maps`, where :func:`has_fewer_passes` says so.
+    """The same as :func:`feature_maps` for images (B, C, H, W) uint8 on a CPU, B > 0, a part of them at a time.
 
-    Without gradients and for features the same bits; gradients of weights are summed in another order.
+    Features have the same bits; where there are several parts, gradients are summed in another order.
     """
+    if not has_convolution_with_relu(layers[0].weight):
+        return torch.cat([feature_maps(part, layers) for part in images.split(part_size(images))])
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     strides = [layer.stride for layer in layers]
     parameters = [value for layer in layers for value in (layer.weight, layer.bias)]
@@ -69,13 +71,11 @@ def feature_maps_on_cpu(images: Tensor, layers: Sequence[Convolution]) -> Tensor
     return _forward(images, _cast(parameters, strides, dtype))[0]
 
 
-def has_fewer_passes(images: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`feature_maps_on_cpu` can be taken: oneDNN's call is a CPU's, and no public interface."""
-    if torch.compiler.is_compiling() or images.device.type != "cpu" or not len(images):
-        return False
+def has_convolution_with_relu(weight: Tensor) -> bool:
+    """Whether oneDNN's call, which is no public interface, is there for these weights and for what is computed in."""
+    mkldnn = torch.ops.mkldnn
     if weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return False
-    mkldnn = torch.ops.mkldnn
     if not hasattr(mkldnn, "_convolution_pointwise"):
         return False
     if not torch.is_autocast_enabled("cpu"):

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from covr_lightning.agent.convolutions import Convolution, feature_maps, feature_maps_on_cpu, has_fewer_passes
+from covr_lightning.agent.convolutions import Convolution, feature_maps, feature_maps_on_cpu
 from covr_lightning.agent.networks import initialise
 from covr_lightning.errors import ConfigError
 
@@ -79,8 +79,8 @@ class ConvTrunk(Encoder):
         # Scaling to [0, 1] is the first weights' part: they are few, and the images need no second pass.
         # A tensor divides as the number does; from that, PyTorch 2.11 cannot make ONNX.
         layers[0] = layers[0]._replace(weight=layers[0].weight / torch.full((), 255.0))
-        fewer = has_fewer_passes(images, layers[0].weight)
-        return (feature_maps_on_cpu if fewer else feature_maps)(images, layers)
+        on_cpu = not torch.compiler.is_compiling() and images.device.type == "cpu" and len(images) > 0
+        return (feature_maps_on_cpu if on_cpu else feature_maps)(images, layers)
 
 
 class Flare(Encoder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from covr_lightning.agent import ConvTrunk, convolutions
-from covr_lightning.agent.convolutions import has_fewer_passes, part_size
+from covr_lightning.agent.convolutions import has_convolution_with_relu, part_size
 
 PART = 8  # images of the size here
 SIZES = [1, 5, PART, 2 * PART + 3]
@@ -83,7 +83,7 @@ def test_features_are_bit_by_bit_those_of_pytorchs_own_calls(
         with_gradients = made(images(n))
         with torch.no_grad():
             without = made(images(n))
-        monkeypatch.setattr("covr_lightning.agent.encoders.has_fewer_passes", lambda *_: False)
+        monkeypatch.setattr(convolutions, "has_convolution_with_relu", lambda _: False)
         own = made(images(n))
     assert own.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
     assert torch.equal(with_gradients, own)
@@ -95,7 +95,7 @@ def test_in_bfloat16_gradients_are_as_near_to_float32s_as_pytorchs_own(monkeypat
     exact = features_and_gradients(made, made(pictures))[1:]
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         ours = features_and_gradients(made, made(pictures))[1:]
-        monkeypatch.setattr("covr_lightning.agent.encoders.has_fewer_passes", lambda *_: False)
+        monkeypatch.setattr(convolutions, "has_convolution_with_relu", lambda _: False)
         own = features_and_gradients(made, made(pictures))[1:]
     for value, other, expected in zip(ours, own, exact, strict=True):
         assert value.dtype == torch.float32
@@ -133,18 +133,27 @@ def test_frozen_layers_get_no_gradient_and_keep_nothing() -> None:
     assert [p.grad is not None for p in made.parameters()] == [False, False, True, True, False, False]
 
 
-def test_where_the_call_is_missing_pytorchs_own_are_taken(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
-    made, pictures = trunk(), images(4)
+@pytest.mark.parametrize("n", SIZES)
+def test_where_the_call_is_missing_pytorchs_own_are_taken(
+    n: int, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    made, pictures = trunk(), images(n)
     weight = made.layers[0].weight
-    assert has_fewer_passes(pictures, weight)
-    assert not has_fewer_passes(pictures.to("meta"), weight)
-    assert not has_fewer_passes(pictures[:0], weight)
-    assert not has_fewer_passes(pictures, weight.double())
+    assert has_convolution_with_relu(weight)
+    assert not has_convolution_with_relu(weight.double())
     with torch.autocast("cpu", torch.float16):
-        assert not has_fewer_passes(pictures, weight)
+        assert not has_convolution_with_relu(weight)
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    assert not has_fewer_passes(pictures, weight)
-    expected = one_after_the_other(made, pictures)
-    torch.testing.assert_close(made(pictures), expected, rtol=1e-4, atol=1e-4)
-    assert made(pictures[:0]).shape == (0, made.features)
+    assert not has_convolution_with_relu(weight)
+    ours = features_and_gradients(made, made(pictures))
+    theirs = features_and_gradients(made, one_after_the_other(made, pictures))
+    for value, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
     assert not calls
+
+
+def test_no_images_have_no_features() -> None:
+    made = trunk()
+    assert made(images(1)[:0]).shape == (0, made.features)
+    made(images(1)[:0]).sum().backward()
+    assert not any(p.grad.any() for p in made.parameters() if p.grad is not None)
