@@ -50,7 +50,7 @@ def feature_maps(images: Tensor, layers: Sequence[Convolution]) -> Tensor:
         more = (0, 0, 0, 0, 0, -images.shape[1] % 8)
         images, first = F.pad(images, more), layers[0]
         layers = [first._replace(weight=F.pad(first.weight, more)), *layers[1:]]
-    x = images.to(dtype=dtype, memory_format=torch.channels_last)
+    x = _converted(images, dtype)
     for layer in layers:
         x = F.relu_(F.conv2d(x, layer.weight, layer.bias, layer.stride))
     return _flat(x)
@@ -85,6 +85,14 @@ def has_convolution_with_relu(weight: Tensor) -> bool:
     return known and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
+def maps_size(image_size: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the last layer's output for images of a height and width; below 1 where nothing is left."""
+    height, width = image_size
+    for stride in strides:
+        height, width = (height - 3) // stride + 1, (width - 3) // stride + 1
+    return height, width
+
+
 def part_size(images: Tensor) -> int:
     """How many of the images (B, C, H, W) go through the convolutions at once: parts of like size."""
     parts = max(1, round(len(images) * images.shape[-2] * images.shape[-1] / CPU_PIXELS))
@@ -98,7 +106,7 @@ class _FeatureMaps(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, dtype: torch.dtype, strides: list[int], *parameters: Tensor) -> Tensor:
         layers = _cast(parameters, strides, dtype)
         features, hidden = _forward(images, layers, keep=True)
-        ctx.strides, ctx.last = strides, _side(images, strides)
+        ctx.strides, ctx.last = strides, maps_size(images.shape[-2:], strides)
         cast = [value for layer in layers for value in (layer.weight, layer.bias)]
         ctx.save_for_backward(images, features, *cast, *hidden)
         return features
@@ -135,7 +143,7 @@ class _FeatureMaps(torch.autograd.Function):
 
 def _forward(images: Tensor, layers: Sequence[Convolution], keep: bool = False) -> tuple[Tensor, list[Tensor]]:
     """The features and, if they are kept, every part's outputs of all layers but the last, part by part."""
-    height, width = _side(images, [layer.stride for layer in layers])
+    height, width = maps_size(images.shape[-2:], [layer.stride for layer in layers])
     dtype, filters = layers[-1].weight.dtype, len(layers[-1].weight)
     features = torch.empty(len(images), height * width * filters, dtype=dtype)
     hidden: list[Tensor] = []
@@ -164,14 +172,6 @@ def _cast(parameters: Sequence[Tensor], strides: Sequence[int], dtype: torch.dty
 
 def _converted(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.to(dtype=dtype, memory_format=torch.channels_last)
-
-
-def _side(images: Tensor, strides: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of the last layer's output."""
-    height, width = images.shape[-2:]
-    for stride in strides:
-        height, width = (height - 3) // stride + 1, (width - 3) // stride + 1
-    return height, width
 
 
 def _flat(maps: Tensor) -> Tensor:

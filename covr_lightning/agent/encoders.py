@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from covr_lightning.agent.convolutions import Convolution, feature_maps, feature_maps_on_cpu
+from covr_lightning.agent.convolutions import Convolution, feature_maps, feature_maps_on_cpu, maps_size
 from covr_lightning.agent.networks import initialise
 from covr_lightning.errors import ConfigError
 
@@ -59,9 +59,7 @@ class ConvTrunk(Encoder):
         for i, stride in enumerate(strides):
             layers += [nn.Conv2d(channels if i == 0 else filters, filters, 3, stride=stride), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
-        height, width = image_size
-        for stride in strides:
-            height, width = (height - 3) // stride + 1, (width - 3) // stride + 1
+        height, width = maps_size(image_size, strides)
         if min(height, width) < 1:
             raise ConfigError(
                 f"An image of {image_size[0]}×{image_size[1]} shrinks to nothing in {len(strides)} convolutions "
