@@ -42,6 +42,7 @@ class RoundReport:
         trained: Kept rows that were trained on with a weight above 0.
         held_out: Kept rows that measured the VLM.
         entropy: ε, the policy's entropy per action dimension.
+        action_dim: A.
         tau: τ in the unit of the returns.
         score_quantiles: Minimum, quartiles and maximum of the scores in D_f.
         histogram: Of the scores in D_f (Fig. 8): ``edges`` of :data:`BINS` equal bins from minimum to maximum, and how
@@ -76,6 +77,7 @@ class RoundReport:
     trained: int = 0
     held_out: int = 0
     entropy: float = math.nan
+    action_dim: int = 0
     tau: float = math.nan
     score_quantiles: tuple[float, ...] = ()
     histogram: dict[str, list[float]] = field(default_factory=dict)
@@ -158,7 +160,7 @@ def fine_tune_round(
     seed = (settings.seed or 0) + report.round
     filter_.reseed(seed)
     weight.reseed(seed)
-    report.entropy = entropy
+    report.entropy, report.action_dim = entropy, rows["action"].shape[-1]
     report.tau = filter_.threshold(scores, entropy)
     if len(scores):
         levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)

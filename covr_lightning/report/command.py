@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.report import configurations, learning, overview, pictures, sections
+from covr_lightning.report import configurations, guidance, learning, overview, pictures, sections
 from covr_lightning.report.drawing import style
 from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.page import Page
@@ -19,8 +19,9 @@ from covr_lightning.saving.files import write_atomically
 
 #: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
 PARTS = (
-    overview.overview, learning.learning, sections.rounds, sections.buffer, sections.entropy, pictures.similarity,
-    pictures.strips, sections.published, configurations.differences, sections.times, pictures.videos,
+    overview.overview, learning.learning, sections.rounds, guidance.guidance, sections.buffer, sections.entropy,
+    pictures.similarity, pictures.strips, sections.published, configurations.differences, sections.times,
+    pictures.videos,
 )  # fmt: skip
 OF_ROUNDS = (sections.buffer, sections.entropy, pictures.similarity, pictures.strips)
 
@@ -59,7 +60,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def write_report(groups: Sequence[Group], out: Path) -> Path:
-    """Write the page and its PNGs.
+    """Write the page and its PNGs; those of an earlier page there that this one does not have are removed.
 
     Args:
         groups: What it is about.
@@ -79,6 +80,7 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
                 if part not in OF_ROUNDS or any(group.round_numbers for group in groups):
                     part(page, groups)
         path = out / "index.html"
+        page.remove_pngs_of(path)
         write_atomically(path, [page.html(_title(groups), _head(groups)).encode()])
     except OSError as error:
         raise ConfigError(f"covr report: {out} cannot be written ({error.strerror}); give another --out.") from error

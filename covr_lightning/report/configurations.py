@@ -73,8 +73,8 @@ def differences(page: Page, groups: Sequence[Group]) -> None:
         page.add("<p>What they differ in looks the same.</p>")
         return
     # Where some lack a part, the row of its class says so; the settings that they lack with it are folded.
-    parts = {key for group in groups for key in _settings_and_parts(group.runs[0])[1]}
-    folded = [key for key, row in rows.items() if key not in parts and len({*row} - {MISSING}) == 1]
+    settings = [_settings_and_parts(group.runs[0]) for group in groups]
+    folded = [key for key, row in rows.items() if len({*row} - {MISSING}) == 1 and _with_its_part(key, settings)]
     cells = {key: [text_cell(text) for text in (key, *row)] for key, row in rows.items()}
     head = ["key", *(group.name for group in groups)]
     shown_ = [row for key, row in cells.items() if key not in folded]
@@ -84,6 +84,19 @@ def differences(page: Page, groups: Sequence[Group]) -> None:
         more = "1 key that only some have" if len(folded) == 1 else f"{len(folded)} keys that only some have"
         inside = table(head, [cells[key] for key in folded])
         page.add(f"<details><summary>{more}, with one value</summary>{inside}</details>")
+
+
+def _with_its_part(key: str, settings: Sequence[tuple[dict[str, Any], set[str]]]) -> bool:
+    """Whether all that lack a key lack the part that it is a setting of, or have one of another class there.
+
+    False where the part is there without the key, as a version has it that did not know the key yet: nobody can tell
+    then from the part's class that this differs. False for a part's own key, too.
+    """
+    if any(key in parts for _, parts in settings):
+        return False
+    part = max((part for _, parts in settings for part in parts if key.startswith(f"{part}.")), key=len, default="")
+    classes = {one.get(part) for one, _ in settings if key in one}
+    return bool(part) and all(one.get(part) not in classes for one, _ in settings if key not in one)
 
 
 def differing(groups: Sequence[Group]) -> dict[str, list[str]]:

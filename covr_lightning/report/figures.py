@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from covr_lightning.report.drawing import COLORS, INK, LINE, MUTED, new_figure
+from covr_lightning.report.drawing import COLORS, HEIGHT, INK, LINE, MUTED, new_figure
 from covr_lightning.report.groups import Group
 from covr_lightning.report.runs import Columns, Run, VLMAlone
 
@@ -19,6 +20,35 @@ _SHOWN_DIMENSIONS = 2
 
 #: Height of a row of round numbers below the sigmoid, on its axis.
 _NUMBERS = 0.09
+
+#: How lines are drawn, one after the other each time that the colours are used up.
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+#: Names that a figure's legend has room for, two in a row; inches for each row more.
+_NAMES, _ROW = 6, 0.26
+
+
+class Look(NamedTuple):
+    """How one line of several is drawn."""
+
+    color: str
+    dashes: Any
+
+
+class SeedLook(NamedTuple):
+    """How a run of a group is drawn.
+
+    Attributes:
+        run: The run.
+        line: Colour of its line.
+        dot: Colour of its rounds.
+        dashes: How its line is drawn.
+    """
+
+    run: Run
+    line: str
+    dot: str
+    dashes: Any
 
 
 def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
@@ -29,8 +59,8 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
         name: Column of the curve.
         label: What it is called.
     """
-    figure, axes = new_figure()
-    for group, color in zip(groups, _colors(len(groups)), strict=True):
+    figure, axes = new_figure(HEIGHT + _ROW * max(0, math.ceil((len(groups) - _NAMES) / 2)))
+    for group, (color, dashes) in zip(groups, looks(len(groups)), strict=True):
         points = group.points(name)
         if len(group.runs) > 1:
             for run in group.runs:
@@ -43,14 +73,14 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
         axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
         mark = "o" if len(steps) < 40 else ""
         name_ = f"{group.name}, {group.who(points[-1][1])}" if len(group.runs) > 1 else group.name
-        axes.plot(steps, mean, color=color, linewidth=2, label=name_, marker=mark, markersize=3.5)
+        axes.plot(steps, mean, color=color, linewidth=2, linestyle=dashes, label=name_, marker=mark, markersize=3.5)
         if len(groups) == 1:
             for i, round_ in enumerate(group.first.rounds):
                 text = "fine-tune round" if i == 0 else None
                 axes.axvline(round_["env_steps"], color=COLORS[1], linewidth=1.2, linestyle=(0, (4, 3)), label=text)
     axes.set(xlabel="environment steps", ylabel=label)
-    _steps(axes)
-    _legend(axes)
+    steps_axis(axes)
+    legend(axes)
     return figure
 
 
@@ -83,7 +113,7 @@ def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
         axes.plot([], [], color=MUTED, marker="o", markerfacecolor="white", linestyle=(0, (4, 3)), label="fewer seeds")
     axes.set(xlabel="after fine-tune round", ylabel=label)
     _whole_numbers(axes, rounds)
-    _legend(axes, columns=3)
+    legend(axes, columns=3)
     return figure
 
 
@@ -108,7 +138,7 @@ def vlm_error(run: Run) -> Figure | None:
     axes.set(xlabel="fine-tune round", ylabel="mean |a_v − a|")
     axes.set_ylim(0, 1.15 * float(np.nanmax([before, after, constant])))
     _whole_numbers(axes, x.tolist())
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -129,7 +159,7 @@ def returns_in_buffer(round_: dict) -> Figure | None:
         axes.axvline(round_["tau_top95"], color=INK, linewidth=1.5, linestyle=(0, (4, 3)), label=text)
     axes.set(xlabel="return g", ylabel="rows")
     axes.set_title(f"round {round_['round']}, {round_['env_steps']:,} environment steps")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -153,7 +183,7 @@ def kept_per_round(run: Run) -> Figure | None:
     axes.set(xlabel="fine-tune round", ylabel="rows")
     axes.margins(y=0.16)
     _whole_numbers(axes, x.tolist())
-    _legend(axes, columns=3)
+    legend(axes, columns=3)
     return figure
 
 
@@ -161,13 +191,13 @@ def entropy(group: Group) -> Figure | None:
     """Fig. 7: the policy's entropy ε per action dimension over training, as logged and as the rounds took it."""
     figure, axes = new_figure()
     drawn = of_rounds = False
-    for run, line, dot in _colors_of_seeds(group):
+    for run, line, dot, dashes in looks_of_seeds(group):
         size = run.action_size
         logged = [(row["step"], row["train/entropy"]) for row in run.metrics if "train/entropy" in row]
         if logged and size:
             steps, values = zip(*logged, strict=True)
             name = f"seed {run.seed}" if len(group.runs) > 1 else "one update's batch"
-            axes.plot(steps, np.array(values) / size, color=line, linewidth=1.2, label=name)
+            axes.plot(steps, np.array(values) / size, color=line, linewidth=1.2, linestyle=dashes, label=name)
             drawn = True
         at = [(r["env_steps"], r["entropy"]) for r in run.rounds if _known(r, "entropy")]
         if at:
@@ -178,8 +208,8 @@ def entropy(group: Group) -> Figure | None:
         face = "none" if len(group.runs) > 1 else COLORS[1]
         axes.scatter([], [], s=52, facecolors=face, edgecolors=INK, linewidths=1.2, label="ε of a round")
     axes.set(xlabel="environment steps", ylabel="ε (nats per action dimension)")
-    _steps(axes)
-    _legend(axes, columns=4)
+    steps_axis(axes)
+    legend(axes, columns=4)
     return figure if drawn else None
 
 
@@ -188,7 +218,7 @@ def sigmoid_of_entropy(group: Group, sign: float) -> Figure | None:
 
     The rounds' numbers stand below, a row for each seed.
     """
-    rows = [(run, dot) for run, _, dot in _colors_of_seeds(group) if any(_known(r, "entropy") for r in run.rounds)]
+    rows = [(one.run, one.dot) for one in looks_of_seeds(group) if any(_known(r, "entropy") for r in one.run.rounds)]
     if not rows:
         return None
     figure, axes = new_figure()
@@ -244,7 +274,7 @@ def similarity(run: Run) -> Figure | None:
     low, high_ = axes.get_ylim()
     axes.set_ylim(low, min(high_, 1.02))
     _whole_numbers(axes, rounds)
-    _legend(axes, columns=2)
+    legend(axes, columns=2)
     return figure
 
 
@@ -289,7 +319,7 @@ def alone_traces(before: VLMAlone | None, after: VLMAlone | None, what: str, las
             name = text if values.ndim == 1 or values.shape[1] == 1 else f"{text}, a{dimension}"
             axes.plot(line, color=color, linewidth=1.6, linestyle=style, label=name, drawstyle="steps-post")
     axes.set(xlabel="agent step", ylabel="action" if what == "actions" else "reward")
-    _legend(axes, columns=2)
+    legend(axes, columns=2)
     return figure
 
 
@@ -303,15 +333,17 @@ def _known(round_: dict, name: str) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
-def _colors(n: int) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(n)]
+def looks(n: int) -> list[Look]:
+    """Looks of n lines, all different up to 24."""
+    return [Look(COLORS[i % len(COLORS)], _DASHES[i // len(COLORS) % len(_DASHES)]) for i in range(n)]
 
 
-def _colors_of_seeds(group: Group) -> list[tuple[Run, str, str]]:
-    """Its runs, each with the colour of its line and of its rounds: one for a seed, two where there is but one."""
+def looks_of_seeds(group: Group) -> list[SeedLook]:
+    """The looks of its runs: one colour for a seed, two where there is but one."""
     if len(group.runs) == 1:
-        return [(group.runs[0], COLORS[0], COLORS[1])]
-    return [(run, color, color) for run, color in zip(group.runs, _colors(len(group.runs)), strict=True)]
+        return [SeedLook(group.runs[0], COLORS[0], COLORS[1], _DASHES[0])]
+    found = zip(group.runs, looks(len(group.runs)), strict=True)
+    return [SeedLook(run, look.color, look.color, look.dashes) for run, look in found]
 
 
 def _whole_numbers(axes: Axes, numbers: Sequence[float]) -> None:
@@ -321,12 +353,14 @@ def _whole_numbers(axes: Axes, numbers: Sequence[float]) -> None:
         axes.set_xlim(ticks[0] - 0.6, ticks[-1] + 0.6)
 
 
-def _steps(axes: Axes) -> None:
+def steps_axis(axes: Axes) -> None:
+    """Environment steps, from 0 on, thousands as k."""
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}")
     axes.set_xlim(left=0)
 
 
-def _legend(axes: Axes, columns: int = 2) -> None:
+def legend(axes: Axes, columns: int = 2) -> None:
+    """A legend above the axes, if there is anything to tell apart."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(handles)))

@@ -71,13 +71,22 @@ class Page:
             name, n = f"{name.removesuffix(f'-{n - 1}')}-{n}", n + 1
         self._pngs.add(name)
         write_png(figure, self.folder / f"{name}.png")
-        return f"<figure>{as_svg(figure, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+        return f'<figure data-png="{name}">{as_svg(figure, caption)}<figcaption>{escape(caption)}</figcaption></figure>'
 
     def figures(self, figures: Sequence[str], wide: bool = False) -> None:
         """Add figures side by side where there is room."""
         inside = "".join(figures)
         if inside:
             self.add(f'<div class="figures{" wide" * wide}">{inside}</div>')
+
+    def remove_pngs_of(self, earlier: Path) -> None:
+        """Remove the PNGs beside an earlier page that this page does not have; where there is no such page, nothing."""
+        try:
+            names = set(re.findall(r'<figure data-png="([a-z0-9-]+)">', earlier.read_text(encoding="utf-8")))
+        except (FileNotFoundError, UnicodeDecodeError):
+            return
+        for name in names - self._pngs:
+            (earlier.parent / f"{name}.png").unlink(missing_ok=True)
 
     def html(self, title: str, head: str) -> str:
         """The whole page.

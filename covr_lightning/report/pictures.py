@@ -13,7 +13,7 @@ from covr_lightning.report import figures
 from covr_lightning.report.groups import Group
 from covr_lightning.report.page import Page, number, picture, table
 from covr_lightning.report.runs import Columns, VLMAlone
-from covr_lightning.report.sections import CALLBACK, named, of_seed
+from covr_lightning.report.sections import CALLBACK, PLAY_ALONE, named, of_seed
 
 #: Videos are put into the page up to this many bytes in all; the others are linked.
 _EMBEDDED_BYTES = 6_000_000
@@ -62,8 +62,8 @@ def strips(page: Page, groups: Sequence[Group]) -> None:
             page.add(_answers(run.samples[last]))
         if not run.vlm:
             page.missing(
-                f"No episode of the VLM alone is recorded: <code>{CALLBACK}.vlm_episodes 3</code> plays some before "
-                "the first round and after each."
+                f"No episode of the VLM alone is recorded: <code>{PLAY_ALONE}</code> plays some before the first round "
+                "and after each."
             )
             continue
         last = max(run.vlm)

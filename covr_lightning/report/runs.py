@@ -113,7 +113,10 @@ class Run:
 
     @property
     def action_size(self) -> int | None:
-        """A, if the run tells it."""
+        """A, if the run tells it: its rounds do, and what they recorded."""
+        for round_ in self.rounds:
+            if round_.get("action_dim"):
+                return int(round_["action_dim"])
         for columns in self.samples.values():
             return columns["action"].shape[1]
         return next((one.columns["actions"].shape[1] for one in self.vlm.values() if "actions" in one.columns), None)

@@ -15,6 +15,7 @@ from covr_lightning.report.runs import Run, class_name, figure_of
 
 #: What settings are called on the command line.
 CALLBACK = "--trainer.callbacks"
+PLAY_ALONE = f"{CALLBACK}.vlm_episodes 10"
 
 _NO_PROFILE = "the run's folder has no <code>profile.json</code>, which a run writes from its first evaluation on"
 
@@ -118,7 +119,7 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
             folder = group.first.folder
             page.missing(
                 "How the VLM does alone is not recorded: "
-                f"<code>{CALLBACK}.vlm_episodes 10</code> plays it in each round, and <code>covr test --config "
+                f"<code>{PLAY_ALONE}</code> plays it in each round, and <code>covr test --config "
                 f"{escape(str(folder / 'config.yaml'))} --actor vlm --vlm.adapter "
                 f"{escape(str(folder / 'rounds' / 'round_001_adapter'))}</code> adds a round of this run."
             )
@@ -223,6 +224,11 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
                 ),
             ]
         )  # fmt: skip
+        if not any(run.action_size for run in group.runs):
+            page.missing(
+                "ε over training is not drawn: it is per action dimension, and this run does not tell how many there "
+                "are, since an earlier version of the package wrote its rounds."
+            )
         other = class_name(filter_)
         if other not in ("", "EDDF"):
             page.add(f'<p class="small">This run\'s filter is {escape(other)}, which ε does not move.</p>')

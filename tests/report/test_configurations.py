@@ -120,6 +120,29 @@ def test_settings_of_a_part_that_some_lack_are_folded(tmp_path: Path) -> None:
     assert "RandomCrop, ConstantPrior λ = 1, no rounds" in page.text
 
 
+def test_a_setting_that_only_a_newer_version_has_is_not_folded(tmp_path: Path) -> None:
+    before, after = (yaml.safe_load(yaml.safe_dump(COVR.configuration)) for _ in range(2))
+    before["vlm"], after["vlm"] = {"path": "x"}, {"path": "x", "frames": 2}
+    after["model"]["init_args"]["prior"]["init_args"]["mean_over"] = "batch"
+    other = part("covr_lightning.agent.RandomShift", pad=4)
+    after["model"]["init_args"]["augmentation"] = other
+    for name, configuration in (("before", before), ("after", after)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(configuration))
+    page = report(tmp_path / "before", tmp_path / "after", out=tmp_path / "out")
+    start = page.rows.index(["key", "before", "after"])
+    end = page.rows.index(["key", "before", "after"], start + 1)
+    assert page.rows[start + 1 : end] == [
+        ["model.augmentation", "RandomCrop", "RandomShift"],
+        ["model.prior.mean_over", "–", "batch"],
+        ["vlm.frames", "–", "2"],
+    ]
+    assert page.rows[end + 1 : end + 3] == [
+        ["model.augmentation.size", "64", "–"],
+        ["model.augmentation.pad", "–", "4"],
+    ]
+
+
 def test_titles_stand_as_their_cells_do() -> None:
     html = table(["key", "n"], [[text_cell("a"), "1"], [text_cell("b"), "2"]])
     assert '<th class="text">key</th><th>n</th>' in html

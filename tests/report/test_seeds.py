@@ -112,6 +112,17 @@ def test_best_is_of_the_mean_curve_everywhere(tmp_path: Path) -> None:
     assert not any("90.0" in text for text in page.text)
 
 
+def test_configurations_look_different_and_have_room(tmp_path: Path) -> None:
+    assert len(set(figures.looks(24))) == 24
+    heights = []
+    for n in (6, 12):
+        for i in range(n):
+            write_run(tmp_path / str(n) / f"config_{i}", 1, curve((0, i), (10000, 10 * i)))
+        groups = [group_of(folder) for folder in sorted((tmp_path / str(n)).iterdir())]
+        heights.append(figures.learning_curves(groups, "return", "return").get_size_inches()[1])
+    assert heights[1] > heights[0]
+
+
 def test_a_round_says_how_many_seeds_are_behind_it(unequal: Path, tmp_path: Path) -> None:
     page = report(unequal, out=tmp_path / "out")
     header = page.rows.index(["after round", "policy return", "seeds", "VLM alone return", "seeds"])

@@ -1,0 +1,142 @@
+"""The report's section on Eq. 4's term: how hard the VLM pulls the policy, and by how many answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from covr_lightning.report import figures
+from covr_lightning.report.drawing import new_figure
+from covr_lightning.report.groups import Group, mean_and_spread
+from covr_lightning.report.page import Page, percent, plus_minus, table
+from covr_lightning.report.runs import Run, class_name
+from covr_lightning.report.sections import named
+
+#: What an update of the actor logs of its prior.
+LOSS, LAMBDA, LABELLED = "train/prior_loss", "train/lambda", "train/labelled"
+
+#: Logged updates that a point of the figure is the mean of: batches have few answers, so single ones jump.
+_MEAN_OF = 8
+
+
+class Stretch(NamedTuple):
+    """Means over the updates that a run logged between two of its rounds.
+
+    Attributes:
+        round: The round before it; 0 before the first.
+        begins: Environment steps of the round.
+        loss: Eq. 4's term, with λ.
+        lam: λ.
+        labelled: Share of a batch's rows that had an answer.
+    """
+
+    round: int
+    begins: int
+    loss: float
+    lam: float
+    labelled: float
+
+
+def stretches(run: Run) -> list[Stretch]:
+    """What each stretch between rounds comes to; none where nothing was logged. An update at a round is before it."""
+    rows = logged(run)
+    bounds = [(0, 0), *((int(r["round"]), int(r["env_steps"])) for r in run.rounds)]
+    found = []
+    for i, (round_, begins) in enumerate(bounds):
+        ends = bounds[i + 1][1] if i + 1 < len(bounds) else math.inf
+        own = [row for row in rows if begins < row["step"] <= ends]
+        if own:
+            means = [float(np.mean([row[name] for row in own])) for name in (LOSS, LAMBDA, LABELLED)]
+            found.append(Stretch(round_, begins, *means))
+    return found
+
+
+def logged(run: Run) -> list[dict[str, float]]:
+    """The rows of ``metrics.csv`` that tell of the prior."""
+    return [row for row in run.metrics if {"step", LOSS, LAMBDA, LABELLED} <= row.keys()]
+
+
+def guides(run: Run) -> bool:
+    """Whether its configuration has a prior."""
+    return class_name(run.setting("model", "prior")) not in ("", "NoPrior")
+
+
+def guidance(page: Page, groups: Sequence[Group]) -> None:
+    """Eq. 4's term over training and between rounds; nothing where no configuration has a prior."""
+    with_prior = [group for group in groups if guides(group.runs[0])]
+    if not with_prior:
+        return
+    page.section(
+        "Guidance",
+        "Eq. 4's term in the actor's loss, λ‖a_v − a_r‖², as updates logged it: near 0 where the policy does what the "
+        "VLM says, where few rows of a batch have an answer, or where λ is small.",
+    )
+    for group in named(page, with_prior):
+        runs = [run for run in group.runs if logged(run)]
+        if not runs:
+            page.missing(
+                f"No update has logged it yet: <code>logs/csv/metrics.csv</code> has <code>{LOSS}</code> every "
+                "<code>trainer.log_every_n_steps</code> updates, unless <code>trainer.logger</code> is false."
+            )
+            continue
+        if not any(row[LAMBDA] for run in runs for row in logged(run)):
+            page.missing("λ has been 0 so far: the VLM has not guided the policy yet.")
+            continue
+        page.figures(
+            [
+                page.figure(
+                    over_training(group, name, label), f"{group.name} {title}", f"{caption} over training"
+                )
+                for name, label, title, caption in (
+                    (LOSS, "λ‖a_v − a_r‖²", "guidance loss", "Guidance loss"),
+                    (LABELLED, "share of rows", "labelled", "Share of a batch's rows with an answer of the VLM"),
+                )
+            ]
+        )  # fmt: skip
+        page.add(_table(group))
+
+
+def over_training(group: Group, name: str, label: str) -> Figure:
+    """A logged quantity over environment steps, a line for each seed, in means of a few logged updates."""
+    figure, axes = new_figure()
+    for run, color, _, dashes in figures.looks_of_seeds(group):
+        rows = logged(run)
+        parts = [rows[i : i + _MEAN_OF] for i in range(0, len(rows), _MEAN_OF)]
+        if parts:
+            axes.plot(
+                *([np.mean([row[key] for row in part]) for part in parts] for key in ("step", name)),
+                color=color, linewidth=1.6, linestyle=dashes, label=f"seed {run.seed}",
+            )  # fmt: skip
+    axes.set(xlabel="environment steps", ylabel=label)
+    axes.set_ylim(bottom=0)
+    figures.steps_axis(axes)
+    if len(group.runs) > 1:
+        figures.legend(axes, columns=4)
+    return figure
+
+
+def _table(group: Group) -> str:
+    """A row for each stretch, over the seeds that have it."""
+    several = len(group.runs) > 1
+    found = sorted((one for run in group.runs for one in stretches(run)), key=lambda one: one.round)
+    rows = []
+    for round_, same in itertools.groupby(found, key=lambda one: one.round):
+        of_seeds = list(same)
+        begins = sorted({one.begins for one in of_seeds})
+        loss, lam = (mean_and_spread([getattr(one, name) for one in of_seeds]) for name in ("loss", "lam"))
+        rows.append(
+            [
+                f"after round {round_}" if round_ else "before the first round",
+                "–".join(f"{step:,}" for step in dict.fromkeys([begins[0], begins[-1]])),
+                *[str(len(of_seeds))] * several,
+                plus_minus(*lam, 2), percent(float(np.mean([one.labelled for one in of_seeds]))), plus_minus(*loss, 3),
+            ]
+        )  # fmt: skip
+    head = ["stretch", "from step", *["seeds"] * several, "λ", "rows with an answer", "λ‖a_v − a_r‖²"]
+    spread = "; ± standard deviation over these seeds' means" if several else ""
+    return table(head, rows, f"Means over the updates that were logged between two rounds{spread}")

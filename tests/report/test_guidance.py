@@ -1,0 +1,78 @@
+"""What the report says of Eq. 4's term."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from covr_lightning.report.guidance import Stretch, stretches
+from covr_lightning.report.runs import read_run
+from tests.report.pages import report
+from tests.report.test_seeds import write_run
+
+HEAD = "step,train/lambda,train/labelled,train/prior_loss\n"
+
+
+def guided(folder: Path, seed: int, metrics: str, prior: str = "DelayedPrior") -> Path:
+    """A run with rounds at 5,000 and 10,000 environment steps, and what its updates logged."""
+    write_run(folder, seed, rounds={1: 5000, 2: 10000})
+    run = folder / f"seed_{seed}"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["init_args"]["prior"] = {"class_path": f"covr_lightning.agent.{prior}", "init_args": {"lam": 2.0}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "logs" / "csv").mkdir(parents=True)
+    (run / "logs" / "csv" / "metrics.csv").write_text(metrics)
+    return run
+
+
+def test_updates_belong_to_the_stretch_behind_the_round_before_them(tmp_path: Path) -> None:
+    # 5,000 is the first round's own update, before the round; the row without a loss is an evaluation's.
+    lines = "2000,0,0,0\n5000,0,0.25,0\n7000,0,,\n10000,2,0.5,0.5\n12000,2,0.5,0.2\n14000,1,0.25,0.4\n"
+    run = read_run(guided(tmp_path, 1, HEAD + lines))
+    assert stretches(run) == [
+        Stretch(0, 0, 0.0, 0.0, 0.125),
+        Stretch(1, 5000, 0.5, 2.0, 0.5),
+        Stretch(2, 10000, pytest.approx(0.3), 1.5, 0.375),
+    ]
+
+
+def test_stretches_over_seeds(tmp_path: Path) -> None:
+    guided(tmp_path / "runs" / "mine", 1, f"{HEAD}6000,2,0.5,0.5\n12000,2,0.1,0.2\n")
+    guided(tmp_path / "runs" / "mine", 2, f"{HEAD}6000,2,0.1,0.1\n")
+    page = report(tmp_path / "runs", out=tmp_path / "out")
+    header = page.rows.index(["stretch", "from step", "seeds", "λ", "rows with an answer", "λ‖a_v − a_r‖²"])
+    assert page.rows[header + 1 : header + 3] == [
+        ["after round 1", "5,000", "2", "2.00 ± 0.00", "30 %", "0.300 ± 0.283"],  # 0.5 and 0.1: √(0.2² + 0.2²)
+        ["after round 2", "10,000", "1", "2.00", "10 %", "0.200"],
+    ]
+    for name in ("mine-guidance-loss", "mine-labelled"):
+        assert (tmp_path / "out" / f"{name}.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "prior", "sentence"),
+    [
+        ("step,eval/return\n0,3\n", "DelayedPrior", "No update has logged it yet"),
+        (f"{HEAD}2000,0,0,0\n", "DelayedPrior", "the VLM has not guided the policy yet"),
+        (f"{HEAD}2000,0,0,0\n", "NoPrior", None),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, metrics: str, prior: str, sentence: str | None) -> None:
+    text = report(guided(tmp_path / "runs", 1, metrics, prior), out=tmp_path / "out").text
+    assert ("Guidance" in text) == (sentence is not None)
+    if sentence:
+        assert sentence in " ".join(text)
+
+
+def test_pngs_of_an_earlier_page_go_with_it(tmp_path: Path) -> None:
+    one = guided(tmp_path / "one", 1, f"{HEAD}6000,2,0.5,0.5\n")
+    out = tmp_path / "out"
+    report(one, out=out)
+    (out / "mine.png").write_bytes(b"not a page's")
+    assert (out / "one-guidance-loss.png").is_file()
+    report(guided(tmp_path / "other", 1, f"{HEAD}6000,2,0.5,0.5\n"), out=out)
+    assert not list(out.glob("one-*.png"))
+    assert (out / "mine.png").is_file()
+    assert (out / "other-guidance-loss.png").is_file()
