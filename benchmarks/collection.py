@@ -8,8 +8,10 @@ each transition written into the replay and counted, as a run does in its warm-u
 dozen agent steps; a figure is the median over blocks of the processor time of all threads, the renderer's included,
 which other work on the machine hardly changes.
 
-The loop: ``Trainer.fit`` with the settings of dmc_cartpole_swingup_cpu.yaml, an update per agent step, beside what its
-own clock says of collection and update (:mod:`covr_lightning.step_times`); the rest is Lightning's, and ours between
+The loop: ``Trainer.fit`` with the settings of dmc_cartpole_swingup_cpu.yaml and learning_cpu's, an update per agent
+step, in float32 and in bfloat16, by wall clock. Beside it collection (acting and storing included) and update (sampling
+included) by themselves, without Lightning, in turns: the loop is to take what both take. What else it takes is read off
+its own clock (:mod:`covr_lightning.step_times`): what is neither collection nor update is Lightning's, and ours between
 the two. Nothing here overlaps: rendering and updates both take all cores.
 """
 
@@ -23,7 +25,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -39,10 +41,16 @@ from covr_lightning.data.experience import Experience
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.replay_parts import ReplayParts
-from covr_lightning.envs import DMControl
+from covr_lightning.envs import DMControl, EnvSpec
 from covr_lightning.rendering import choose_backend
 
-REPEAT = 8
+Precision = Literal["32-true", "bf16-mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+#: Environment steps of an agent step; agent steps before the loop's updates.
+REPEAT, WARMUP = 8, 100
+#: What of a run's clock is collection.
+COLLECTION = ("environment", "render", "act", "store", "label")
 
 
 def bare(size: int, rendering: str) -> Iterator[None]:
@@ -67,38 +75,75 @@ def bare(size: int, rendering: str) -> Iterator[None]:
         yield
 
 
-def collected(size: int, rendering: Literal["rad", "fast"], store: bool) -> Iterator[None]:
-    """The same by the collector, and stored if asked for."""
+def collected(
+    size: int,
+    rendering: Literal["rad", "fast"],
+    store: bool,
+    agent: Callable[[EnvSpec], SACModule] | None = None,
+    replay: TensorDictReplayBuffer | None = None,
+) -> Iterator[None]:
+    """The same by the collector, and stored if asked for; an agent acts after the warm-up, without one chance does."""
     factory, counters = DMControl("cartpole-swingup", size, rendering=rendering), Counters()
     collection = OneCollector()
-    policy = ExplorationPolicy(SimpleNamespace(), 1, counters, warmup_agent_steps=10**9)  # type: ignore[arg-type]
+    acting = agent(factory.spec) if agent else SACModule(factory.spec, hidden=8, filters=4)
+    policy = ExplorationPolicy(acting, 1, counters, warmup_agent_steps=WARMUP if agent else 10**9)
     collection.open(factory, policy, range(1), 0)
     data = ExperienceData(factory)
-    replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
-    agent = SACModule(factory.spec, hidden=8, filters=4)
+    if replay is None:  # one that is empty is false
+        replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
     data.experience = Experience(
-        replay, None, None, ReplayParts(Path("never written")), range(1), data.counters, agent.prior, agent.finite,
-        data.listeners, agent.times,
+        replay, None, None, ReplayParts(Path("never written")), range(1), data.counters, acting.prior, acting.finite,
+        data.listeners, acting.times,
     )  # fmt: skip
-    data.trainer = SimpleNamespace(lightning_module=agent)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=acting)  # type: ignore[assignment]
     for item in collection.batches():
         if store:
             data._store(item)
         yield
 
 
-def loop(agent_steps: int, replay_warmup: int) -> dict[str, float]:
+def agent_of_loop(spec: EnvSpec) -> SACModule:
+    """The agent of dmc_cartpole_swingup_cpu.yaml."""
+    return SACModule(spec, augmentation=RandomCrop(64), hidden=256, strides=(2, 2, 1, 1))
+
+
+def alone(precision: Precision, blocks: int, block: int) -> dict[str, float]:
+    """Wall seconds an agent step of collection and of update, each by itself and without Lightning."""
+    collection = collected(72, "fast", store=True, agent=agent_of_loop)
+    for _ in range(WARMUP):
+        next(collection)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+        ways = {"collection": collection, "update": updates()}
+        return in_turns(ways, blocks, block, time.perf_counter)
+
+
+def updates() -> Iterator[None]:
+    """An update per item, on a replay of random actions."""
+    factory = DMControl("cartpole-swingup", 72, rendering="fast")
+    replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
+    for _ in zip(range(WARMUP + 200), collected(72, "fast", store=True, replay=replay), strict=False):
+        pass
+    agent = agent_of_loop(factory.spec)
+    optimizers = agent.configure_optimizers()
+    agent.optimizers = lambda *args, **kwargs: optimizers  # type: ignore[method-assign, assignment]
+    agent.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, misc]
+    while True:
+        agent.training_step(replay.sample())
+        yield
+
+
+def loop(precision: Precision, agent_steps: int) -> dict[str, float]:
     """Seconds of each part of a fit, of its whole, and the number of its updates."""
     data = ExperienceData(
         DMControl("cartpole-swingup", 72, rendering="fast"),
-        max_env_steps=(replay_warmup + agent_steps) * REPEAT, batch_size=64, replay_capacity=5000,
-        warmup_agent_steps=replay_warmup,
+        max_env_steps=(WARMUP + agent_steps) * REPEAT, batch_size=64, replay_capacity=5000,
+        warmup_agent_steps=WARMUP,
     )  # fmt: skip
-    model = SACModule(data.spec, augmentation=RandomCrop(64), hidden=256, strides=(2, 2, 1, 1))
-    clock = _Clock(replay_warmup)
+    model = agent_of_loop(data.spec)
+    clock = _Clock()
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[clock], log_every_n_steps=50,
+        precision=precision, accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[clock], log_every_n_steps=50,
     )  # fmt: skip
     trainer.fit(model, data)
     return clock.seconds
@@ -107,8 +152,7 @@ def loop(agent_steps: int, replay_warmup: int) -> dict[str, float]:
 class _Clock(L.Callback):
     """Reads the run's clock from the first update on."""
 
-    def __init__(self, warmup: int) -> None:
-        self.warmup = warmup
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._begun: tuple[float, dict[str, float]] | None = None
 
@@ -123,16 +167,18 @@ class _Clock(L.Callback):
             self.seconds |= {"whole": now - self._begun[0], "updates": updates - 10}
 
 
-def in_turns(ways: dict[str, Iterator[None]], blocks: int, block: int) -> dict[str, float]:
-    """Median processor seconds of an agent step, each way a block in turn."""
+def in_turns(
+    ways: dict[str, Iterator[None]], blocks: int, block: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Median seconds of an agent step by a clock, each way a block in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(blocks + 1):
         for name, way in ways.items():
-            start = time.process_time()
+            start = clock()
             for _ in range(block):
                 next(way)
             if turn:  # the first warms up
-                seconds[name].append((time.process_time() - start) / block)
+                seconds[name].append((clock() - start) / block)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -160,19 +206,23 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(
-        "| pictures | way | processor ms an agent step | agent steps a second | share of bare |\n|---|---|---|---|---|"
+        "| pictures | way | processor ms an agent step | agent steps a processor second | share of bare |\n"
+        "|---|---|---|---|---|"
     )
     compare(100, "rad", arguments.blocks, max(1, arguments.steps // 4))
     compare(72, "fast", arguments.blocks, arguments.steps)
-    seconds = loop(arguments.loop_steps, 100)
-    updates, whole = seconds.pop("updates"), seconds.pop("whole")
-    collection = sum(seconds.get(name, 0.0) for name in ("environment", "render", "act", "store", "label"))
-    update = sum(seconds.get(name, 0.0) for name in ("sample", "critic", "actor", "objectives", "targets"))
-    print("\n| the loop, ms an agent step | collection | update | both | whole | both / whole | rest / update |")
-    print("|---|---|---|---|---|---|---|")
-    ms = [1000 * value / updates for value in (collection, update, collection + update, whole)]
-    shares = f"{ms[2] / ms[3]:.2f} | {(whole - collection - update) / update:.1%}"
-    print(f"| {updates:.0f} updates | {' | '.join(f'{m:.2f}' for m in ms)} | {shares} |")
+    print("\n| the loop, wall ms an agent step | collection alone | update alone | both | the loop | both / loop "
+          "| of which neither, by its own clock | that / its update |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for precision in PRECISIONS:
+        by_itself = alone(precision, arguments.blocks, arguments.steps)
+        seconds = loop(precision, arguments.loop_steps)
+        number, whole = seconds.pop("updates"), seconds.pop("whole")
+        update = sum(seconds.get(name, 0.0) for name in ("sample", "critic", "actor", "objectives", "targets"))
+        neither = whole - update - sum(seconds.get(name, 0.0) for name in COLLECTION)
+        ms = [1000 * value for value in (by_itself["collection"], by_itself["update"])]
+        ms += [sum(ms), 1000 * whole / number]
+        row = [precision, *(f"{m:.2f}" for m in ms), f"{ms[2] / ms[3]:.2f}", f"{1000 * neither / number:.2f}"]
+        print(f"| {' | '.join(row)} | {neither / update:.1%} |", flush=True)
 
 
 if __name__ == "__main__":
