@@ -143,7 +143,8 @@ def loop(precision: Precision, agent_steps: int) -> dict[str, float]:
     clock = _Clock()
     trainer = L.Trainer(
         precision=precision, accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[clock], log_every_n_steps=50,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[clock],
+        log_every_n_steps=50,
     )  # fmt: skip
     trainer.fit(model, data)
     return clock.seconds

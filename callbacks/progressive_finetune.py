@@ -31,7 +31,7 @@ from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
 from covr_lightning.finetune.vlm_alone import file_of, save_episodes
-from covr_lightning.saving.files import UNFINISHED
+from covr_lightning.saving.files import UNFINISHED, or_warn, write_or_warn
 from covr_lightning.stopping import stop_signals
 from covr_lightning.vlm.vlm import own_randomness
 
@@ -191,15 +191,15 @@ class ProgressiveFineTune(L.Callback):
                 self.settings, self._trainer_kwargs(trainer), self._adapter(trainer, report.round), self.launch,
                 samples,
             )  # fmt: skip
-            if self.save_rows and len(rows) and not processes.number():
-                save_rows(
-                    self._folder(trainer) / f"round_{report.round:03d}_rows.safetensors",
-                    RowsOfRound(rows, scores, report.entropy, report.round, report.env_steps, data.spec),
-                )
             if len(rows) and not processes.number():
-                samples.save(
-                    self._folder(trainer) / f"round_{report.round:03d}_samples.safetensors", rows, scores, data.spec
-                )
+                name = self._folder(trainer) / f"round_{report.round:03d}"
+                if self.save_rows:
+                    with or_warn(path := name.with_name(f"{name.name}_rows.safetensors")):
+                        save_rows(
+                            path, RowsOfRound(rows, scores, report.entropy, report.round, report.env_steps, data.spec)
+                        )
+                with or_warn(path := name.with_name(f"{name.name}_samples.safetensors")):
+                    samples.save(path, rows, scores, data.spec)
             data.vlm.round = report.round
             data.vlm.to(pl_module.device)
             report.vlm_return = self._vlm_alone(trainer, data, report.round)
@@ -226,7 +226,8 @@ class ProgressiveFineTune(L.Callback):
         with own_randomness((self.settings.seed or 0) + round_):
             episodes, answers = play_alone(data, self.vlm_episodes)
         if not processes.number():
-            save_episodes(file_of(self._folder(trainer), round_), episodes, round_, answers)
+            with or_warn(path := file_of(self._folder(trainer), round_)):
+                save_episodes(path, episodes, round_, answers)
         return fmean(episode.episode_return for episode in episodes)
 
     def _own(self, pl_module: SACModule) -> tuple[TensorDictBase, torch.Tensor]:
@@ -267,12 +268,11 @@ class ProgressiveFineTune(L.Callback):
     def _record(self, trainer: L.Trainer, data: ExperienceData, report: RoundReport) -> None:
         if processes.number():
             return
-        folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"round_{report.round:03d}"
         if data.vlm is not None and data.vlm.has_adapter and not report.losses:
-            data.vlm.save_adapter(self._adapter(trainer, report.round))  # one that was trained is written already
-        (folder / f"{name}.json").write_text(json.dumps(report.as_dict(), indent=1))
+            with or_warn(adapter := self._adapter(trainer, report.round)):
+                data.vlm.save_adapter(adapter)  # one that was trained is written already
+        figures = json.dumps(report.as_dict(), indent=1).encode()
+        write_or_warn(self._folder(trainer) / f"round_{report.round:03d}.json", [figures])
         numbers = {f"round/{k}": float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=report.env_steps)
@@ -315,8 +315,9 @@ class ProgressiveFineTune(L.Callback):
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         assert data.vlm is not None, "setup checked it"
         self._take_back([buffer for buffer in state["buffers"] if buffer is not None], data.cut_envs)
-        if any(report.losses for report in self.reports):
-            newest = self.reports[-1].round
+        trained = [report.round for report in self.reports if report.losses]
+        if trained:
+            newest = trained[-1]  # later rounds have changed nothing, and perhaps written no adapter
             self._fetch_adapter(self._adapter(trainer, newest), state.get("folder"))
             data.vlm.load_adapter(self._adapter(trainer, newest), newest)
         for report in self.reports:

@@ -121,7 +121,9 @@ class ConstantPrior(Prior):
 
 
 class DelayedPrior(Prior):
-    """COVR's guidance: λ = 0 until the VLM has been fine-tuned `after_rounds` times, constant from then on.
+    """COVR's guidance: λ = 0 until `after_rounds` fine-tune rounds are over, constant from then on.
+
+    A round that kept too few rows to train on counts like any other.
 
     Args:
         lam: λ. Paper: 1 on DMControl, 2 on CARLA.

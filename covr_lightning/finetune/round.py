@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from covr_lightning import processes
+from covr_lightning.errors import RunFailed
 from covr_lightning.finetune.filters import Filter, TopFraction
 from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
@@ -21,6 +24,7 @@ from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.training import train_adapter
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.memory import PeakMemory
+from covr_lightning.saving.files import WRITE_ERRORS, reason
 from covr_lightning.vlm.vlm import VLM, Proposals, own_randomness
 
 #: Bins of the distribution of scores that a round reports.
@@ -154,6 +158,7 @@ def fine_tune_round(
 
     Raises:
         ConfigError: The optimizer cannot run on the VLM's device.
+        RunFailed: The adapter cannot be written.
     """
     check_optimizer(settings.optimizer, vlm.device if launch is None else None)
     start, peak = time.monotonic(), PeakMemory(vlm.device)
@@ -215,11 +220,20 @@ def fine_tune_round(
     return report
 
 
+@contextmanager
+def _on_disk(round_: int) -> Iterator[None]:
+    """End the run where a round cannot write what it trains; the checkpoint before the round is still there."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise RunFailed(f"The adapter of round {round_} could not be written ({reason(error)})") from error
+
+
 def _put_in_force(vlm: VLM, round_: int, adapter: Path | None) -> None:
     """Write the adapter that every process has trained, in the first one, and answer with it in all."""
-    if processes.number() == 0:
-        vlm.adapter_trained(round_, adapter)
-    processes.from_first(None)  # it is written
+    with processes.failing_together(), _on_disk(round_):
+        if processes.number() == 0:
+            vlm.adapter_trained(round_, adapter)
     if processes.number() and adapter is not None:
         vlm.adapter_written(round_, adapter)
 
@@ -233,10 +247,11 @@ def _launch(
     adapter: Path,
 ) -> None:
     """Train in a launch of the first process, and load its adapter in all."""
-    if processes.number() == 0:
-        report.losses, report.failures = launch.train(
-            vlm, *trained_on, settings, report.round, report.env_steps, adapter
-        )
+    with processes.failing_together(), _on_disk(report.round):
+        if processes.number() == 0:
+            report.losses, report.failures = launch.train(
+                vlm, *trained_on, settings, report.round, report.env_steps, adapter
+            )
     report.losses, report.failures = processes.from_first((report.losses, report.failures))
     if processes.number() and report.losses:
         vlm.load_adapter(adapter, report.round)

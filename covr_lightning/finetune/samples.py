@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covr_lightning.envs.base import EnvSpec
+from covr_lightning.saving.files import in_place_of
 from covr_lightning.vlm.vlm import Proposals
 
 #: Frames kept of a round's samples, half of each kind, and their longer side: 8 · 3 · 64 · 64 bytes are 98 kB.
@@ -106,7 +107,5 @@ def reduced(frames: Tensor) -> Tensor:
 
 def write_tensors(path: Path, columns: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, complete or not at all; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in columns.items()}, part, metadata=metadata)
-    part.replace(path)
+    with in_place_of(path) as part:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in columns.items()}, part, metadata=metadata)

@@ -19,6 +19,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.filters import EDDF, Filter
 from covr_lightning.finetune.scores import Score
 from covr_lightning.finetune.weights import RALW, Weight
+from covr_lightning.saving.files import in_place_of
 
 PATTERN = "round_*_rows.safetensors"
 _FACTS = "covr"  # the key in safetensors' metadata
@@ -57,10 +58,8 @@ def save_rows(path: Path, saved: RowsOfRound) -> None:
     }  # fmt: skip
     columns = {name: value.contiguous().cpu() for name, value in saved.rows.items()}
     columns["score"] = saved.scores.cpu().clone()  # it may share its memory with g, which safetensors refuses
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(columns, part, metadata={_FACTS: json.dumps(facts)})
-    part.replace(path)
+    with in_place_of(path) as part:
+        save_file(columns, part, metadata={_FACTS: json.dumps(facts)})
 
 
 def load_rows(path: Path) -> RowsOfRound:

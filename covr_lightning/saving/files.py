@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 log = logging.getLogger(__name__)
 
 #: What the name of a file ends in while it is written. One that a killed process left is written over or removed later.
 UNFINISHED = ".part"
+
+#: What writing a file can raise where the disk, or a right, is what is missing.
+WRITE_ERRORS = (OSError, SafetensorError)
 
 
 def write_atomically(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
@@ -45,10 +52,44 @@ def write_atomically(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 
 def write_or_warn(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a file as :func:`write_atomically` does, or warn: a run goes on without it, or writes it again later."""
-    try:
+    with or_warn(path):
         write_atomically(path, pieces)
-    except OSError as error:
-        log.warning("%s could not be written (%s).", path, error.strerror)
+
+
+@contextmanager
+def or_warn(path: Path) -> Iterator[None]:
+    """Warn if what is written inside, a file or a folder, could not be: a run goes on without it."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        log.warning("%s could not be written (%s).", path, reason(error))
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Where to write a file or a folder that is to appear at `path` complete or not at all; the parent is made.
+
+    Raises:
+        OSError: It could not be written, or what safetensors raises then; nothing half written is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        yield unfinished
+        if path.is_dir():  # a file gives way by itself
+            shutil.rmtree(path)
+        unfinished.replace(path)
+    except BaseException:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be written, in words."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.saving.files import in_place_of
 
 #: Table 9's target modules outside CARLA, by the ends of their names.
 LORA_TARGETS = (
@@ -134,11 +134,8 @@ def save_lora(model: Any, folder: Path) -> None:
         model: What :func:`add_lora` returned.
         folder: Where to write adapter_config.json and adapter_model.safetensors.
     """
-    part = folder.with_name(folder.name + ".part")
-    model.save_pretrained(part, save_embedding_layers=False)
-    if folder.exists():  # a run resumed from before this round does the round again
-        shutil.rmtree(folder)
-    part.rename(folder)
+    with in_place_of(folder) as part:  # there is one where a run resumed from before this round does it again
+        model.save_pretrained(part, save_embedding_layers=False)
 
 
 def load_lora(model: Any, folder: Path, lora: LoRA) -> None:

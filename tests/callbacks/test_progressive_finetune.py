@@ -51,6 +51,7 @@ class FakeVLM:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.frames = 1
+        self.round = 0
 
     def load(self, spec: object) -> None:
         self.calls.append("load")
@@ -60,6 +61,9 @@ class FakeVLM:
 
     def check_targets(self) -> None:
         self.calls.append("check_targets")
+
+    def load_adapter(self, folder: Path, round_: int) -> None:
+        self.calls.append(f"{folder.name} of round {round_}")
 
 
 def set_up(callback: ProgressiveFineTune, agent: SACModule | None = None) -> tuple[ProgressiveFineTune, FakeVLM, int]:
@@ -103,3 +107,15 @@ def test_a_resumed_run_tells_its_prior_what_its_rounds_measured(tmp_path: Path) 
     trainer = SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path))
     callback.on_train_start(trainer, agent)  # type: ignore[arg-type]
     assert prior.weight(data.counters) == pytest.approx(0.25)
+
+
+def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path: Path) -> None:
+    # The VLM answers elsewhere and is fine-tuned in a launch of its own, so the second round wrote no adapter.
+    callback, vlm, _ = set_up(ProgressiveFineTune())
+    reports = [RoundReport(1, 1000, 10, losses=[0.5]), RoundReport(2, 2000, 10)]
+    (tmp_path / "rounds" / "round_001_adapter").mkdir(parents=True)
+    callback.load_state_dict({"reports": [report.as_dict() for report in reports], "buffers": []})
+    data = SimpleNamespace(vlm=vlm, cut_envs=None, counters=Counters(rounds=2))
+    callback.on_train_start(SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path)), small_agent())  # type: ignore[arg-type]
+    assert vlm.calls[-1] == "round_001_adapter of round 1"
+    assert vlm.round == 2
