@@ -105,7 +105,9 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer, self._save_topk_checkpoint, self._save_last_checkpoint)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing more: an evaluation ends the run."""
+        """Save the last if the run has ended without the evaluation that saves it."""
+        if self._saved_env_steps != _env_steps(trainer) and not _is_test_run(trainer):
+            self._save(trainer, self._save_last_checkpoint)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last if a signal stopped the run between two steps; a failure leaves what was saved before."""

@@ -42,8 +42,8 @@ class EvaluationVideo(L.Callback):
         self.frames_per_second = frames_per_second
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Record the first episode only."""
-        pl_module.record_frames = args[1] == 0  # type: ignore[assignment]
+        """Record the first episode of the first process only."""
+        pl_module.record_frames = args[1] == 0 and trainer.is_global_zero  # type: ignore[assignment]
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any

@@ -95,9 +95,10 @@ class ProgressiveFineTune(L.Callback):
         if precision not in get_args(Precision):
             choices = " or ".join(map(repr, get_args(Precision)))
             raise ConfigError(f"precision of ProgressiveFineTune is {precision!r}; it can be {choices}.")
-        for name, value in (("samples", samples), ("vlm_episodes", vlm_episodes)):
-            if value < 0:
-                raise ConfigError(f"{name} of ProgressiveFineTune is {value}; it must be 0 or more.")
+        for name, value, least in (("samples", samples, 0), ("vlm_episodes", vlm_episodes, 0),
+                                   ("entropy_states", entropy_states, 1)):  # fmt: skip
+            if value < least:
+                raise ConfigError(f"{name} of ProgressiveFineTune is {value}; it must be {least} or more.")
         self.schedule = schedule or LinearSchedule()
         self.filter = filter or EDDF()
         self.weight = weight or RALW()

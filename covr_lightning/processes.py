@@ -126,17 +126,27 @@ def failing_together() -> Iterator[None]:
         raise error or OtherProcessFailed("Another process of this run failed", could_not_write=worst == 1)
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over the processes, in one message."""
+def average_gradients(parameters: Iterable[Tensor], loss: Tensor) -> Tensor:
+    """Replace each gradient by its mean over the processes, in one message.
+
+    Args:
+        parameters: Those with the gradients.
+        loss: This process's, scalar.
+
+    Returns:
+        The loss's mean over the processes: not finite in all of them if it is not in one.
+    """
     if count() == 1:
-        return
+        return loss
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1)])
     with _waiting_for_others():
         dist.all_reduce(flat)
     flat /= count()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    *parts, mean = flat.split([*(g.numel() for g in gradients), 1])
+    for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+    return mean.view_as(loss)
 
 
 def check_agent_strategy(strategy: Strategy) -> None:

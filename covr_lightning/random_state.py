@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import random
 from typing import Any
 
 import numpy as np
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def global_state() -> dict[str, Any]:
@@ -30,6 +34,35 @@ def set_global_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
 
 
+def new_generator(device: torch.device, seed: int, state: torch.Tensor | None = None) -> torch.Generator:
+    """A generator on a device, in the state that a checkpoint brought, if one did.
+
+    Where the state is of another kind of device, the generator begins anew with draws that have not been, and a warning
+    says so.
+
+    Args:
+        device: Where it draws.
+        seed: What it begins with without a state.
+        state: Of the same generator before.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    if state is None:
+        return generator
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+        return generator
+    _say_once(device.type)
+    return generator.manual_seed(derived_seed(seed, int(state.long().sum())))
+
+
+@functools.cache
+def _say_once(device: str) -> None:
+    log.warning(
+        "The checkpoint's random numbers are of another kind of device than %s: the run goes on with others, not as it "
+        "would have.", device,
+    )  # fmt: skip
+
+
 def derived_seed(seed: int, *which: int) -> int:
     """A seed of 31 bits, so that small numbers can be added to it, whose draws have nothing to do with those of `seed`.
 
@@ -38,6 +71,14 @@ def derived_seed(seed: int, *which: int) -> int:
         which: Numbers ≥ 0 that tell one derived seed from another.
     """
     return int(np.random.SeedSequence([seed % 2**32, *which]).generate_state(1)[0]) >> 1
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of the n-th process or environment of a run, counted from 0: the first has the run's own.
+
+    Runs with neighbouring seeds share none, as they would with `seed` + `number`.
+    """
+    return derived_seed(seed, number, 1) if number else seed
 
 
 def generator_state(generator: np.random.Generator) -> dict[str, Any]:

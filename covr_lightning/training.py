@@ -53,6 +53,10 @@ _THE_RUNS_OWN = {
     "max_epochs": (None, ", which says nothing to a run; set data.max_env_steps instead"),
     "max_steps": (-1, ", which says nothing to a run; set data.max_env_steps instead"),
     "check_val_every_n_epoch": (1, ", which says nothing to a run; set data.eval_every_env_steps instead"),
+    "val_check_interval": (1.0, ", which says nothing to a run; set data.eval_every_env_steps instead"),
+    "limit_train_batches": (1.0, ", which would end a run unsaved; set data.max_env_steps instead"),
+    "limit_val_batches": (1.0, ", without which a run is not saved; set data.eval_episodes instead"),
+    "overfit_batches": (0.0, ", which says nothing to a run; it must be left out"),
     "default_root_dir": (None, ", which says nothing to a run; set runs_dir and name instead"),
 }
 

@@ -45,6 +45,23 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--trainer.strategy", "foo"], ["trainer: ", "'foo'"]),
         ([*QUICK, "--trainer.gradient_clip_val", "1"], ["trainer: ", "gradient_clip_val"]),
         ([*QUICK, "--trainer.max_epochs", "3"], ["trainer.max_epochs is 3", "data.max_env_steps"]),
+        ([*QUICK, "--trainer.limit_val_batches", "0"], ["trainer.limit_val_batches is 0", "data.eval_episodes"]),
+        ([*QUICK, "--trainer.limit_train_batches", "50"], ["trainer.limit_train_batches is 50", "data.max_env_steps"]),
+        ([*QUICK, "--trainer.val_check_interval", "9"], ["trainer.val_check_interval is 9", "eval_every_env_steps"]),
+        ([*QUICK, "--trainer.overfit_batches", "2"], ["trainer.overfit_batches is 2", "left out"]),
+        (
+            [*QUICK, "--trainer.precision", "bf16-true"],
+            ["trainer.precision is 'bf16-true'", "'32-true' or 'bf16-mixed"],
+        ),
+        ([*QUICK, "--trainer.precision", "64-true"], ["trainer.precision is '64-true'", "'32-true' or"]),
+        (
+            [*QUICK, "--trainer.callbacks.entropy_states", "0"],
+            ["entropy_states of ProgressiveFineTune is 0", "1 or more"],
+        ),
+        (
+            [*QUICK, "--data.num_envs", "200", "--data.replay_capacity", "150"],
+            ["data.replay_capacity is 150", "200 environments", "at least 200"],
+        ),
         ([*QUICK, "--trainer.default_root_dir", "x"], ["trainer.default_root_dir is 'x'", "runs_dir"]),
         ([*QUICK, "--data.seed", "-1"], ["data.seed is -1", "0 to 2147483647"]),
         ([*QUICK, "--model.strides", "[2,-1]"], ["model.strides is [2, -1]", "at least 1"]),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from covr_lightning import processes
 from covr_lightning.envs.base import EnvSpec
@@ -13,6 +14,9 @@ from covr_lightning.errors import ConfigError
 
 #: Goes up when the networks' weights come to mean something else: 2 since features are flattened as (H′, W′, filter).
 NETWORKS = 2
+
+#: Of Lightning's precisions those that an agent trains in.
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def check_sizes(arguments: dict[str, Any]) -> None:
@@ -51,6 +55,46 @@ def check_backend(backend: str | None) -> None:
         raise ConfigError(f"model.torch_compile is {backend!r}; it can be null or one of {', '.join(known)}.")
 
 
+def check_precision(trainer: Trainer) -> None:
+    """Check that an agent's update can be computed as the Trainer is told to.
+
+    Float16 needs its losses scaled, which optimizers that look at the gradients' size before a step would have to take
+    back; with weights in bfloat16 or float64 the images would need their type, too.
+
+    Args:
+        trainer: What runs it.
+
+    Raises:
+        ConfigError: It is neither float32 nor bfloat16 with weights in float32.
+    """
+    if trainer.precision not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision is {trainer.precision!r}; of an agent it can be {' or '.join(map(repr, PRECISIONS))}."
+        )
+
+
+def check_networks(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Check that a checkpoint's weights and optimizers are those of the networks that are to go on.
+
+    Args:
+        checkpoint: With ``state_dict`` and perhaps ``optimizer_states``.
+        module: The agent.
+
+    Raises:
+        ConfigError: They are of other networks; the message names one.
+    """
+    there = {name: tuple(weights.shape) for name, weights in checkpoint.get("state_dict", {}).items()}
+    here = {name: tuple(weights.shape) for name, weights in module.state_dict().items()}
+    different = [name for name in [*here, *(n for n in there if n not in here)] if there.get(name) != here.get(name)]
+    if there and different:
+        shapes = [str(one.get(different[0], "missing")) for one in (there, here)]
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise ConfigError(
+            f"The checkpoint given as --ckpt_path is of other networks (YAML key model): {different[0]} is {shapes[0]} "
+            f"there, {shapes[1]} here{more}; set model as the config.yaml in the run's folder has it."
+        )
+
+
 def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
     """Check that a run can make its updates by CUDA graphs.
 
@@ -59,7 +103,7 @@ def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
         trainer: What runs it.
 
     Raises:
-        ConfigError: It has several processes, or scales its losses.
+        ConfigError: It has several processes.
     """
     if not cuda_graphs or trainer.strategy.root_device.type != "cuda":
         return
@@ -67,11 +111,6 @@ def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
         raise ConfigError(
             f"model.cuda_graphs is true, and the run has {processes.count()} processes (trainer.devices); graphs are "
             "for runs of one."
-        )
-    if trainer.precision == "16-mixed":
-        raise ConfigError(
-            "model.cuda_graphs is true, and trainer.precision is '16-mixed', whose scaling of losses the host "
-            "decides; it can be '32-true' or 'bf16-mixed'."
         )
 
 

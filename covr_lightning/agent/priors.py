@@ -215,6 +215,8 @@ class AnnealedPrior(Prior):
     ) -> None:
         super().__init__(action, mean_over)
         self.start, self.decrement = _not_negative("start", start), _not_negative("decrement", decrement)
+        if every_env_steps < 1:
+            raise ConfigError(f"model.prior.every_env_steps is {every_env_steps}; it must be 1 or more.")
         self.floor, self.every_env_steps = _not_negative("floor", floor), every_env_steps
 
     def weight(self, counters: Counters) -> float:

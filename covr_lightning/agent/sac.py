@@ -24,7 +24,15 @@ from covr_lightning import processes
 from covr_lightning.agent.acting import Acting
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
-from covr_lightning.agent.checks import NETWORKS, check_backend, check_checkpoint, check_graphs, check_sizes
+from covr_lightning.agent.checks import (
+    NETWORKS,
+    check_backend,
+    check_checkpoint,
+    check_graphs,
+    check_networks,
+    check_precision,
+    check_sizes,
+)
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.graphs import UpdateGraphs
@@ -36,7 +44,11 @@ from covr_lightning.counters import Counters
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import DeterministicPolicy, EpisodeResult, EpisodeStatistics, play_episode
+from covr_lightning.random_state import new_generator, seed_of
 from covr_lightning.step_times import StepTimes
+
+#: Settings of an optimizer that a resumed run takes from its config.
+_RATES = ("lr", "betas", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,7 @@ class SACModule(Acting):
         self.torch_compile = torch_compile
         self.cuda_graphs = cuda_graphs
         self._graphs: UpdateGraphs | None = None
+        self._rates: list[list[dict[str, Any]]] = []
         self.times = StepTimes()
         self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
@@ -282,8 +295,8 @@ class SACModule(Acting):
         optimizer.zero_grad()
         self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        processes.average_gradients(parameters)
-        self.finite.step(optimizer, name, self.counters, loss.detach(), parameters)
+        loss = processes.average_gradients(parameters, loss.detach())
+        self.finite.step(optimizer, name, self.counters, loss, parameters)
 
     def _target(self, view: Tensor, a: Tensor, r: Tensor, not_done: Tensor, alpha: Tensor) -> Tensor:
         """The target y for one view of o': the action from the online actor, the value from the target networks."""
@@ -373,15 +386,14 @@ class SACModule(Acting):
     def generator(self) -> torch.Generator:
         """The source of this process's augmentation and update noise, on the module's device."""
         if self._generator is None or self._generator.device != self.device:
-            self._generator = torch.Generator(self.device).manual_seed(self.seed + processes.number())
-            if self._generator_state is not None:
-                self._generator.set_state(self._generator_state)
-                self._generator_state = None
+            self._generator = new_generator(self.device, seed_of(self.seed, processes.number()), self._generator_state)
+            self._generator_state = None
         return self._generator
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         trainer = self._trainer
-        if trainer is None or self.counters.grad_steps % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps if trainer is not None else 0  # type: ignore[attr-defined]
+        if not every or self.counters.grad_steps % every:
             return
         self._log_at_env_steps({**metrics, "train/lambda": self.prior.weight(self.counters)})
 
@@ -396,10 +408,27 @@ class SACModule(Acting):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "counters"):
             self.counters = data.counters
+        if self._trainer is not None:
+            check_precision(self.trainer)
         if stage == "fit":
             check_graphs(self.cuda_graphs, self.trainer)
             self._graphs = None
             self.compile_networks()
+
+    def on_fit_start(self) -> None:
+        """Note the optimizers' settings before a checkpoint brings others."""
+        self._rates = [
+            [{name: group[name] for name in _RATES if name in group} for group in optimizer.param_groups]
+            for optimizer in self.trainer.optimizers
+        ]
+
+    def on_train_start(self) -> None:
+        """Go on with the settings of this run's config, also where a checkpoint came with others."""
+        if self.trainer.lr_scheduler_configs:
+            return
+        for optimizer, settings in zip(self.trainer.optimizers, self._rates, strict=True):
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the environment's shapes and the processes' generators to the checkpoint."""
@@ -410,6 +439,7 @@ class SACModule(Acting):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or version before anything is overwritten."""
         check_checkpoint(checkpoint, self.spec)
+        check_networks(checkpoint, self)
         generators, number = checkpoint["covr_generators"], processes.number()
         self._generator, self._generator_state = None, generators[number] if number < len(generators) else None
         self._start_a_new_epoch(checkpoint)

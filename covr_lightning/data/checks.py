@@ -75,7 +75,7 @@ def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[obj
         )
 
 
-def check_processes(batch_size: int, replay_capacity: int, envs: int, processes: int) -> None:
+def check_processes(batch_size: int, replay_capacity: int, envs: int, processes: int, at_once: int) -> None:
     """Check that a run's numbers can be shared out over its processes.
 
     Args:
@@ -83,6 +83,7 @@ def check_processes(batch_size: int, replay_capacity: int, envs: int, processes:
         replay_capacity: Of the whole run.
         envs: Environments of the whole run.
         processes: Processes of the run.
+        at_once: Transitions that a process's collection delivers at once.
 
     Raises:
         ConfigError: They cannot.
@@ -96,4 +97,9 @@ def check_processes(batch_size: int, replay_capacity: int, envs: int, processes:
         raise ConfigError(
             f"data.replay_capacity is {replay_capacity}, too few for {envs} environments and batches of {batch_size} "
             f"in {processes} processes; it must be at least {max(processes * batch_size, envs)}."
+        )
+    if replay_capacity < processes * at_once:
+        raise ConfigError(
+            f"data.replay_capacity is {replay_capacity}, but {processes * at_once} transitions come at once "
+            f"(data.num_envs, data.collection.agent_steps_at_once); it must be at least {processes * at_once}."
         )

@@ -13,6 +13,7 @@ from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.envs.base import EnvFactory, PixelEnv
 from covr_lightning.envs.batch import EnvBatch
 from covr_lightning.envs.process import EnvProcess, EnvProcesses
+from covr_lightning.random_state import seed_of
 
 #: Keys of a transition that go into the replay; what else a collector adds is left out.
 TRANSITION_KEYS: tuple[str | tuple[str, str], ...] = ("env", "pixels", "previous_action", "action")
@@ -37,7 +38,8 @@ class Collection(ABC):
         Args:
             factory: Makes an environment.
             policy: Chooses actions.
-            numbers: Numbers of the environments among all of the run; their seeds are `seed` + number.
+            numbers: Numbers of the environments among all of the run; their seeds are
+                :func:`~covr_lightning.random_state.seed_of` these.
             seed: The run's seed.
         """
 
@@ -73,7 +75,7 @@ class Collection(ABC):
 def make_envs(
     factories: Sequence[EnvFactory], numbers: range, seed: int, settings: EnvProcesses | None
 ) -> list[PixelEnv]:
-    """Build environments, each with the seed `seed` + number.
+    """Build environments, each with the seed that :func:`~covr_lightning.random_state.seed_of` its number gives.
 
     Args:
         factories: Make one each.
@@ -83,8 +85,8 @@ def make_envs(
     """
     each = zip(factories, numbers, strict=True)
     if settings is None:
-        return [factory.make(seed + number) for factory, number in each]
-    return [EnvProcess(factory, seed + number, number, settings) for factory, number in each]
+        return [factory.make(seed_of(seed, number)) for factory, number in each]
+    return [EnvProcess(factory, seed_of(seed, number), number, settings) for factory, number in each]
 
 
 class OneCollector(Collection):

@@ -30,14 +30,15 @@ from covr_lightning.data.samplers import RunSampler
 from covr_lightning.data.sequences import SequenceSampler
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
-from covr_lightning.random_state import derived_seed, global_state, set_global_state
+from covr_lightning.random_state import derived_seed, global_state, seed_of, set_global_state
 from covr_lightning.saving.checkpoints import newest_good_checkpoint
 from covr_lightning.saving.manifest import ReplayPartError
 from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)
 
-EVAL_SEED_OFFSET = 10_000
+#: What is added to a run's seed for the first episode of evaluations, and of tests.
+EVAL_SEED_OFFSET, TEST_SEED_OFFSET = 10_000, 20_000
 
 
 class ExperienceData(L.LightningDataModule):
@@ -189,8 +190,9 @@ class ExperienceData(L.LightningDataModule):
         """Build the replay, the environments and the policy that explores them."""
         if stage != "fit" or self.experience is not None:
             return
-        model, workers, own_seed = self._model, processes.count(), self.seed + processes.number()
-        check_processes(self.batch_size, self.replay_capacity, self.all_envs, workers)
+        model, workers, own_seed = self._model, processes.count(), seed_of(self.seed, processes.number())
+        at_once = self.collection.agent_steps_of_an_item(len(self.env_numbers))
+        check_processes(self.batch_size, self.replay_capacity, self.all_envs, workers, at_once)
         if self.vlm is not None and self.trainer is not None:
             self.vlm.to(self.trainer.strategy.root_device)  # loaded there at once
         asks = model.prior.uses_vlm or self.warmup_actions == "vlm"
@@ -221,8 +223,14 @@ class ExperienceData(L.LightningDataModule):
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,
             self.label_every_agent_steps, self.all_envs, own_seed, model.times,
         )  # fmt: skip
+        self.listeners.append(self._tell_policy)
         if self._restored is not None:
             self._restore(self._restored)
+
+    def _tell_policy(self, env: int, transition: TensorDictBase | None) -> None:
+        """An episode that is over, or cut, holds no answer of the VLM's any longer."""
+        if transition is None or bool(transition["next", "done"]):
+            self.policy.end_episode(env - self.env_numbers.start)
 
     def _open_environments(self, seed: int) -> None:
         """Build the environments, once; after `setup`, since a checkpoint may ask for other seeds."""
@@ -263,12 +271,21 @@ class ExperienceData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """One item per evaluation episode of this process: its seed; −1 where others have one more to play."""
-        first, number, count = self.seed + EVAL_SEED_OFFSET, self._trainer.global_rank, self._trainer.world_size
+        return self._episodes(self.seed + EVAL_SEED_OFFSET)
+
+    def test_dataloader(self) -> DataLoader:
+        """The same of a test, on episodes by which no checkpoint was chosen.
+
+        The VLM alone plays those of the evaluations, as it does in rounds; nothing was chosen by them there.
+        """
+        vlm_plays = self._model.episode_policy is not None
+        return self._episodes(self.seed + (EVAL_SEED_OFFSET if vlm_plays else TEST_SEED_OFFSET))
+
+    def _episodes(self, first: int) -> DataLoader:
+        number, count = self._trainer.global_rank, self._trainer.world_size
         seeds: Any = [*range(first, first + self.eval_episodes)[number::count]]
         seeds += [-1] * (-(-self.eval_episodes // count) - len(seeds))  # Lightning wants as many items everywhere
         return loader(seeds)
-
-    test_dataloader = val_dataloader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to the agent's device, without waiting until it is there."""
@@ -391,7 +408,7 @@ class ExperienceData(L.LightningDataModule):
                 number = processes.number()
                 self._take_back(state["replays"][number], state["processes"][number])
             else:
-                self._deal_out(state["replays"], seed + processes.number())
+                self._deal_out(state["replays"], seed_of(seed, processes.number()))
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
             raise ConfigError(f"{error}; {other}.") from error

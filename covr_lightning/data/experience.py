@@ -19,6 +19,7 @@ from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.data.resharding import deal_out
 from covr_lightning.data.samplers import RunSampler
 from covr_lightning.data.sequences import SequenceSampler
+from covr_lightning.errors import ConfigError
 from covr_lightning.step_times import StepTimes
 
 #: Told of each transition: the number of its environment, and the transition; None where the episode is cut.
@@ -105,6 +106,8 @@ class Experience:
             if wants_labels and self.labels is not None:
                 with self._times("label"):
                     self.labels.offer(row_id, self._steps[own], env)
+            else:
+                self._end_label_episode(env)  # an answer from before is held no longer when asking begins again
             self._steps[own] += 1
             for listener in self._listeners:
                 listener(env, transition)
@@ -150,6 +153,7 @@ class Experience:
         return {
             "replay": self._parts.save(self.storage),
             "sampler": self.replay.sampler.state_dict(),
+            "sampler_class": type(self.replay.sampler).__name__,
             "sampler_rng": self.replay._rng.get_state(),
             "sequences": self.sequences.state_dict() if self.sequences is not None else None,
             "returns": self._returns,
@@ -167,7 +171,15 @@ class Experience:
 
         Raises:
             ReplayPartError: A part is missing or damaged.
+            ConfigError: It is of another sampler.
         """
+        here = type(self.replay.sampler).__name__
+        there = saved.get("sampler_class", here)
+        if there != here:
+            raise ConfigError(
+                f"data.sampler is {here}, but the checkpoint given as --ckpt_path is of a run with {there}; set it as "
+                "the config.yaml in the run's folder has it."
+            )
         self._parts.restore(self.storage, manifest)
         self._continue_writing()
         self.replay.sampler.load_state_dict(saved["sampler"])

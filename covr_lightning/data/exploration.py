@@ -13,6 +13,7 @@ from torch import Tensor
 from covr_lightning.agent.acting import Acting
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
+from covr_lightning.random_state import new_generator
 from covr_lightning.step_times import StepTimes
 from covr_lightning.vlm.pictures import side_by_side
 
@@ -39,8 +40,8 @@ class ExplorationPolicy(TensorDictModuleBase):
         counters: The run's clock.
         warmup_agent_steps: Length of the warm-up.
         warmup_actions: ``"random"``: uniform over [−1, 1]^A. ``"vlm"``: the VLM's proposal, asked for at every
-            `hold_agent_steps`-th step and held in between; uniform where it cannot be parsed. (The paper's second
-            cold-start option.)
+            `hold_agent_steps`-th step and at an episode's first, and held in between; uniform where it cannot be
+            parsed. (The paper's second cold-start option.)
         labeller: The VLM, for ``"vlm"``.
         hold_agent_steps: Agent steps of an environment between two questions.
         envs: Environments of the whole run, over all its processes.
@@ -93,23 +94,22 @@ class ExplorationPolicy(TensorDictModuleBase):
 
     def _noise_on(self, device: torch.device) -> torch.Generator:
         if self._actor_noise is None or self._actor_noise.device != device:
-            self._actor_noise = torch.Generator(device).manual_seed(self._seed)
-            if self._actor_noise_state is not None:
-                self._actor_noise.set_state(self._actor_noise_state)
-                self._actor_noise_state = None
+            self._actor_noise = new_generator(device, self._seed, self._actor_noise_state)
+            self._actor_noise_state = None
         return self._actor_noise
 
     def noise_state(self) -> dict[str, Tensor | None]:
         """The noise's random states, and the VLM's action that is being held."""
         actor = self._actor_noise.get_state() if self._actor_noise is not None else self._actor_noise_state
-        return {"uniform": self.noise.get_state(), "actor": actor, "held": self._held}
+        held = self._held.clone() if self._held is not None else None
+        return {"uniform": self.noise.get_state(), "actor": actor, "held": held}
 
     def set_noise_state(self, state: dict[str, Tensor | None]) -> None:
         """Set what :meth:`noise_state` gave."""
         assert state["uniform"] is not None, "noise_state always has it"
         self.noise.set_state(state["uniform"])
         self._actor_noise, self._actor_noise_state = None, state["actor"]
-        self._held = state["held"]
+        self._held = state["held"].clone() if state["held"] is not None else None
 
     def reseed(self, seed: int) -> None:
         """Draw other noise from here on; no action is held."""
@@ -138,9 +138,21 @@ class ExplorationPolicy(TensorDictModuleBase):
         if self.warmup_actions == "random" or self.labeller is None:
             return uniform
         if self._held is None or self.counters.agent_steps // self.envs % self.hold_agent_steps == 0:
-            proposal, valid = self.labeller.propose(side_by_side(pixels, self.labeller.frames))
-            self._held = torch.where(valid[:, None], proposal, uniform)
-        return self._held
+            self._held = torch.full_like(uniform, torch.nan)
+        asked = self._held.isnan().any(-1)
+        if asked.any():
+            proposal, valid = self.labeller.propose(side_by_side(pixels[asked], self.labeller.frames))
+            self._held[asked] = torch.where(valid[:, None], proposal, uniform[asked])
+        return self._held.clone()
+
+    def end_episode(self, env: int) -> None:
+        """An environment begins a new episode: the VLM's answer to the one before is held no longer.
+
+        Args:
+            env: Its number among those that this policy acts in.
+        """
+        if self._held is not None:
+            self._held[env] = torch.nan
 
 
 class WorkerPolicy(ExplorationPolicy):

@@ -115,9 +115,10 @@ def test_whoever_counts_steps_and_looks_for_nan_is_told_of_each() -> None:
         with_graphs(module, graphs, [small_agents.batch(seed=i) for i in range(20)])
 
 
-def test_where_graphs_cannot_be() -> None:
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=GPU), precision="16-mixed")
-    with pytest.raises(ConfigError, match=r"model.cuda_graphs is true, and trainer.precision is '16-mixed'"):
+def test_where_graphs_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=GPU))
+    monkeypatch.setattr("covr_lightning.processes.count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"model.cuda_graphs is true, and the run has 2 processes"):
         check_graphs(True, trainer)  # type: ignore[arg-type]
     check_graphs(False, trainer)  # type: ignore[arg-type]
     trainer.strategy.root_device = torch.device("cpu")

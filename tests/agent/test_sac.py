@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ from covr_lightning.agent import (
     SACModule,
     SkilledPrior,
 )
+from covr_lightning.agent.checks import check_precision
 from covr_lightning.agent.priors import imitation_error
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import _say_once, new_generator
 from tests.agent.small_agents import agent, batch, parameters, same
 
 
@@ -187,6 +190,8 @@ def test_weights_of_the_priors() -> None:
     assert weights == pytest.approx([2.0, 2.0, 1.99, 1.0, 0.1, 0.1])
     with pytest.raises(ConfigError, match=r"prior\.lam is -1"):
         ConstantPrior(-1)
+    with pytest.raises(ConfigError, match=r"prior\.every_env_steps is 0; it must be 1 or more"):
+        AnnealedPrior(every_env_steps=0)
 
 
 def test_a_skilled_prior_guides_as_much_as_the_vlm_beats_a_constant() -> None:
@@ -232,3 +237,36 @@ def test_a_checkpoint_whose_weights_mean_something_else_is_refused() -> None:
     assert checkpoint.pop("covr_networks") == 2
     with pytest.raises(ConfigError, match="by another version of covr_lightning, whose networks read their features"):
         module.on_load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_of_other_networks_is_refused() -> None:
+    module, other = agent(hidden=8), agent(hidden=16)
+    checkpoint: dict = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    sentence = r"critic\.q1\.0\.weight is \(8, \d+\) there, \(16, \d+\) here and \d+ more; set model as the config.yaml"
+    with pytest.raises(ConfigError, match=sentence):
+        other.on_load_checkpoint(checkpoint)
+    del checkpoint["state_dict"]["log_alpha"]
+    with pytest.raises(ConfigError, match=r"log_alpha is missing there, \(\) here; set"):
+        module.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true"])
+def test_precisions_that_an_agent_cannot_train_in(precision: str) -> None:
+    with pytest.raises(ConfigError, match=f"trainer.precision is '{precision}'; of an agent it can be '32-true' or"):
+        check_precision(SimpleNamespace(precision=precision))  # type: ignore[arg-type]
+
+
+def test_random_numbers_of_another_kind_of_device_are_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    cpu, there = torch.device("cpu"), torch.arange(16, dtype=torch.uint8)  # as long as that of a GPU
+    _say_once.cache_clear()
+    first, again, later = (torch.rand(3, generator=new_generator(cpu, 1, state)) for state in (there, there, there + 1))
+    assert caplog.text.count("another kind of device than cpu") == 1
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    beginning = new_generator(cpu, 1)
+    state = beginning.get_state()
+    assert not torch.equal(first, torch.rand(3, generator=beginning))
+    taken_over, seeded = new_generator(cpu, 2, state), new_generator(cpu, 1)
+    assert torch.equal(torch.rand(3, generator=taken_over), torch.rand(3, generator=seeded))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import TensorDictReplayBuffer
 
+from covr_lightning.agent import DelayedPrior
+from covr_lightning.agent.finite import FiniteGuard
 from covr_lightning.counters import Counters
 from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
+from covr_lightning.data.experience import Experience
+from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.errors import ConfigError
+from covr_lightning.step_times import StepTimes
 from covr_lightning.vlm.vlm import Proposals
 
 
@@ -127,6 +135,30 @@ def test_rows_in_between_hold_the_last_answer_of_their_episode() -> None:
         LabelQueue(storage, echo, stale="relabel", hold=True)
 
 
+def test_an_answer_is_held_no_longer_when_asking_begins_again() -> None:
+    storage, echo, counters = FrameStackStorage(100), Echo(), Counters()
+    replay = TensorDictReplayBuffer(storage=storage, batch_size=1)
+    labels = LabelQueue(storage, echo, every_agent_steps=4, batch_size=1, hold=True)
+    prior = DelayedPrior(after_rounds=1)
+    experience = Experience(
+        replay, None, labels, ReplayParts(Path("never written")), range(1), counters, prior, FiniteGuard(), [],
+        StepTimes(),
+    )  # fmt: skip
+    for t in range(12):
+        counters.rounds = int(t < 2 or t >= 6)  # as a prior that stops guiding and begins again
+        pixels = torch.full((1, 9, 2, 2), 2 * t, dtype=torch.uint8)
+        over = {"reward": torch.zeros(1, 1), "done": torch.zeros(1, 1, dtype=torch.bool)}
+        row = {"pixels": pixels, "action": torch.zeros(1, 1), "env": torch.zeros(1, dtype=torch.long)}
+        collected = TensorDict(row | {"next": over | {"pixels": pixels + 2}}, [1])
+        experience.add(*experience.prepare(collected))
+    labels.flush()
+    # Steps 0, 4 and 8 are those to ask at; 4 is not asked, so 6 and 7 have nothing to hold.
+    rows = storage.get(range(12))
+    answers = zip(rows["a_v"].flatten(), rows["a_v_valid"].flatten(), strict=True)
+    held = [round(float(a_v) * 128) if valid else None for a_v, valid in answers]
+    assert held == [0, 0, None, None, None, None, None, None, 8, 8, 8, 8]
+
+
 class Constant:
     def act(self, pixels, deterministic=False, generator=None, previous_action=None):
         return torch.full((len(pixels), 2), 0.25)
@@ -166,6 +198,30 @@ def test_the_vlm_can_drive_the_warm_up_and_holds_its_answer() -> None:
     assert torch.equal(driven[2], driven[0])  # held for three steps of each
     assert not torch.equal(driven[3][0], torch.full((2,), 13 / 256))  # 13 is odd, unparsable: uniform instead
     assert driver.calls == [2, 2]
+
+
+def test_a_new_episode_of_the_warm_up_is_not_driven_by_an_answer_to_the_one_before() -> None:
+    counters, driver = Counters(), Echo()
+    policy = ExplorationPolicy(
+        Constant(), 1, counters, warmup_agent_steps=12, warmup_actions="vlm", labeller=driver, hold_agent_steps=3,
+        envs=2,
+    )  # fmt: skip
+    driven = []
+    for t in range(4):
+        pixels = torch.full((2, 9, 2, 2), 10 + 2 * t, dtype=torch.uint8)
+        pixels[1] += 10
+        driven.append(policy(TensorDict({"pixels": pixels}, [2]))["action"].flatten() * 256)
+        counters.agent_steps += 2
+        if t == 1:
+            policy.end_episode(1)
+            saved = policy.noise_state()
+    # The second environment is asked again in its first step, alone; both at the third, as ever.
+    assert [action.tolist() for action in driven] == [[10, 20], [10, 20], [10, 24], [16, 26]]
+    assert driver.calls == [2, 1, 2]
+    policy.set_noise_state(saved)
+    counters.agent_steps = 4
+    action = policy(TensorDict({"pixels": torch.full((2, 9, 2, 2), 14, dtype=torch.uint8)}, [2]))["action"]
+    assert (action.flatten() * 256).tolist() == [10, 14]
 
 
 def renewed(stale: str) -> tuple[FrameStackStorage, Echo, LabelQueue, int]:

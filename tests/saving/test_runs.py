@@ -20,6 +20,7 @@ from covr_lightning.callbacks import RunCheckpoint
 from covr_lightning.cli import main
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import _say_once
 from covr_lightning.saving.lock import only_run_in
 from tests.short_runs import env_steps_saved, kill_after
 
@@ -225,6 +226,74 @@ def test_damage_is_told_in_one_sentence(
     assert env_steps_saved(last) == 2000
     with only_run_in(tmp_path / "run"):
         assert "Another run is writing to" in refused("fit", None, "--ckpt_path", "last")
+
+
+def test_a_resumed_run_goes_on_with_the_learning_rates_of_its_config(covr: Callable[..., int], tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert covr("fit") == 0
+
+    def rates() -> list[tuple[float, float]]:
+        states = torch.load(last, weights_only=True)["optimizer_states"]
+        return [(state["param_groups"][0]["lr"], state["param_groups"][0]["betas"][0]) for state in states]
+
+    assert rates() == [(1e-3, 0.9), (1e-3, 0.9), (1e-4, 0.5)]
+    more = ("--model.critic_lr", "1e-5", "--model.alpha_betas", "[0.4,0.999]", "--data.max_env_steps", "2400")
+    assert covr("fit", None, "--ckpt_path", "last", *more) == 0
+    assert rates() == [(1e-5, 0.9), (1e-3, 0.9), (1e-4, 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--model.hidden", "8"), ("is of other networks (YAML key model)", "critic.q1.0.weight is (16, 51) there")),
+        (
+            ("--data.sampler", "covr_lightning.data.ProportionalSampler"),
+            ("data.sampler is ProportionalSampler", "is of a run with RandomSampler"),
+        ),
+    ],
+)
+def test_a_run_cannot_go_on_with_other_parts(
+    covr: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:  # fmt: skip
+    assert covr("fit", None, "--data.max_env_steps", "1000") == 0
+    config = (tmp_path / "run" / "config.yaml").read_bytes()
+    capsys.readouterr()
+    assert covr("fit", None, "--ckpt_path", "last", *arguments) == 2
+    [sentence] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("covr:")]
+    for part in parts:
+        assert part in sentence
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+
+
+def test_a_checkpoint_of_another_kind_of_device_goes_on(
+    covr: Callable[..., int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert covr("fit", None, "--data.max_env_steps", "1000") == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    gpus = torch.arange(16, dtype=torch.uint8)  # a GPU's generator has a state of 16 bytes
+    checkpoint["covr_generators"] = [gpus]
+    checkpoint["ExperienceData"]["processes"][0]["exploration"]["actor"] = gpus
+    torch.save(checkpoint, last)
+    _say_once.cache_clear()
+    assert covr("fit", None, "--ckpt_path", "last") == 0
+    assert caplog.text.count("random numbers are of another kind of device than cpu") == 1
+    assert env_steps_saved(last) == 2000
+
+
+def test_a_run_that_something_else_ends_is_saved(
+    covr: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ExperienceData._store
+
+    def ending(data: ExperienceData, collected: Any) -> Any:
+        data.trainer.should_stop = data.counters.env_steps == 1480  # type: ignore[union-attr]
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", ending)
+    assert covr("fit") == 0
+    assert env_steps_saved(tmp_path / "run" / "checkpoints" / "last.ckpt") == 1520
 
 
 @pytest.fixture

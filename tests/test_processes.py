@@ -1,0 +1,40 @@
+"""What processes tell each other, in two that do nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WORKER = """
+import math, sys
+import torch
+import torch.distributed as dist
+from covr_lightning import processes
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+weights = [torch.zeros(shape, requires_grad=True) for shape in ((2,), (1, 2), (3,))]
+for loss in (float(rank), math.inf if rank else 1.0):
+    for p in weights[:2]:
+        p.grad = torch.full_like(p, float(1 + 2 * rank))
+    mean = processes.average_gradients(weights, torch.tensor(loss))
+    print(mean.item(), *(p.grad.tolist() for p in weights[:2]), weights[2].grad, mean.shape == torch.Size([]))
+"""
+
+
+def test_gradients_and_losses_are_averaged(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in started:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        # Losses 0 and 1, gradients 1 and 3; then a loss that is infinite in the second process only.
+        assert said.splitlines() == [f"{loss} [2.0, 2.0] [[2.0, 2.0]] None True" for loss in ("0.5", "inf")]
