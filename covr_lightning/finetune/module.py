@@ -17,6 +17,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.loss import IGNORED, next_token_targets, weighted_nll
 from covr_lightning.finetune.optimizers import OptimizerName, check_optimizer, make_optimizer
 from covr_lightning.finetune.sharding import average_whole_gradients, make_adapter_whole, shard
+from covr_lightning.vlm.adapters import freeze_unread
 from covr_lightning.vlm.vlm import VLM
 
 #: Frames (B, 3, H, W) uint8, actions (B, A), weights (B,).
@@ -108,7 +109,8 @@ class VLMFineTuner(L.LightningModule):
         self._has_gradient = False
 
     def configure_model(self) -> None:
-        """Share the weights out, if the strategy says so."""
+        """Leave out what no gradient reaches; share the weights out, if the strategy says so."""
+        freeze_unread(self.model)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             assert self.device_mesh is not None, "the strategy made it"
             shard(self.vlm.base_model, self.device_mesh["data_parallel"])

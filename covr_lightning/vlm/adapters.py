@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,27 @@ def add_lora(model: Any, lora: LoRA) -> Any:
             return get_peft_model(model, config).eval()
     except ValueError as error:
         raise _no_targets(lora) from error
+
+
+def freeze_unread(model: Any) -> None:
+    """Leave out of training the adapters of vision layers that nothing is read from.
+
+    LLaVA takes the output of the last layer but one (``vision_feature_layer``), so the last one's adapter never gets a
+    gradient, for which data-parallel training would wait.
+
+    Args:
+        model: What :func:`add_lora` returned.
+    """
+    config = model.get_base_model().config
+    read = getattr(config, "vision_feature_layer", None)
+    if read is None:
+        return
+    layers = config.vision_config.num_hidden_layers
+    used = max(layers + 1 + i if i < 0 else i for i in ([read] if isinstance(read, int) else read))
+    for name, parameter in model.named_parameters():
+        layer = re.search(r"\bvision_tower\b.*\.layers\.(\d+)\.", name)
+        if layer is not None and int(layer[1]) >= used:
+            parameter.requires_grad_(False)
 
 
 def renew_lora(model: Any) -> None:

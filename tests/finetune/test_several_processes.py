@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.vlm.tiny_models import write_hub_folder
+
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
@@ -90,6 +92,16 @@ def test_two_processes_make_the_steps_of_one(
 ) -> None:
     for rank in two:
         compare(one, rank, CASES[case], 1e-6)
+
+
+def test_a_vision_layer_that_nothing_is_read_from_is_not_waited_for(rows: Path, tmp_path: Path) -> None:
+    # LLaVA reads the output of the last layer but one of its vision tower.
+    llava, case = write_hub_folder(tmp_path, "llava"), CASES["accumulation"]
+    (one,) = train(rows, llava, 1, "auto", "float32", case)
+    assert any("vision_tower.encoder.layers.1." in name for name in one if name.startswith(f"{case}/"))
+    assert not any("vision_tower.encoder.layers.2." in name for name in one if name.startswith(f"{case}/"))
+    for rank in train(rows, llava, 2, "ddp", "float32", case):
+        compare(one, rank, case, 1e-6)
 
 
 def test_fsdp2_makes_the_steps_of_one(rows: Path, untrained_vlm: Path, one: dict[str, torch.Tensor]) -> None:
