@@ -21,34 +21,22 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from covr_lightning import processes
-from covr_lightning.agent.acting import Acting
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
-from covr_lightning.agent.checks import (
-    NETWORKS,
-    check_backend,
-    check_checkpoint,
-    check_graphs,
-    check_networks,
-    check_precision,
-    check_sizes,
-)
+from covr_lightning.agent.checks import check_backend, check_graphs, check_precision, check_sizes
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.graphs import UpdateGraphs
 from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
+from covr_lightning.agent.resuming import Resuming
 from covr_lightning.agent.views import OneView, Views
 from covr_lightning.counters import Counters
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import DeterministicPolicy, EpisodeResult, EpisodeStatistics, play_episode
-from covr_lightning.random_state import new_generator, seed_of
 from covr_lightning.step_times import StepTimes
-
-#: Settings of an optimizer that a resumed run takes from its config.
-_RATES = ("lr", "betas", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,7 @@ class Due:
     targets: bool
 
 
-class SACModule(Acting):
+class SACModule(Resuming):
     """Pixel SAC with exchangeable parts. With every part null it is plain SAC.
 
     Gradients: the critics' loss (and objectives) move the shared convolutions; the actor's loss stops at their output,
@@ -155,7 +143,6 @@ class SACModule(Acting):
         self.torch_compile = torch_compile
         self.cuda_graphs = cuda_graphs
         self._graphs: UpdateGraphs | None = None
-        self._rates: list[list[dict[str, Any]]] = []
         self.times = StepTimes()
         self.eval_episodes = EpisodeStatistics()
         self.record_frames = False
@@ -164,8 +151,6 @@ class SACModule(Acting):
         self.td_error_listener: Callable[[Tensor, Tensor], None] | None = None
         #: Makes the policy of one evaluation episode; None takes this agent.
         self.episode_policy: Callable[[], DeterministicPolicy] | None = None
-        self._generator: torch.Generator | None = None
-        self._generator_state: Tensor | None = None
 
         size = self.augmentation.output_size((spec.frame_height, spec.frame_width))
         self.trunk = encoder or ConvTrunk()
@@ -341,7 +326,7 @@ class SACModule(Acting):
         if fitting:
             self._log_at_env_steps(result)
 
-    # -- optimizers, logging, state ------------------------------------------------------------------------------
+    # -- optimizers, logging -------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam for critics with encoder, for the actor, for α, and one for each objective."""
@@ -382,14 +367,6 @@ class SACModule(Acting):
         first, *rest = self.optimizers()  # type: ignore[misc, attr-defined]
         return [first, *(getattr(optimizer, "optimizer", optimizer) for optimizer in rest)]
 
-    @property
-    def generator(self) -> torch.Generator:
-        """The source of this process's augmentation and update noise, on the module's device."""
-        if self._generator is None or self._generator.device != self.device:
-            self._generator = new_generator(self.device, seed_of(self.seed, processes.number()), self._generator_state)
-            self._generator_state = None
-        return self._generator
-
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         trainer = self._trainer
         every = trainer.log_every_n_steps if trainer is not None else 0  # type: ignore[attr-defined]
@@ -414,46 +391,3 @@ class SACModule(Acting):
             check_graphs(self.cuda_graphs, self.trainer)
             self._graphs = None
             self.compile_networks()
-
-    def on_fit_start(self) -> None:
-        """Note the optimizers' settings before a checkpoint brings others."""
-        self._rates = [
-            [{name: group[name] for name in _RATES if name in group} for group in optimizer.param_groups]
-            for optimizer in self.trainer.optimizers
-        ]
-
-    def on_train_start(self) -> None:
-        """Go on with the settings of this run's config, also where a checkpoint came with others."""
-        if self.trainer.lr_scheduler_configs:
-            return
-        for optimizer, settings in zip(self.trainer.optimizers, self._rates, strict=True):
-            for group, own in zip(optimizer.param_groups, settings, strict=True):
-                group.update(own)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the environment's shapes and the processes' generators to the checkpoint."""
-        self.finite.settle()
-        checkpoint["covr_spec"], checkpoint["covr_networks"] = self.spec.as_dict(), NETWORKS
-        checkpoint["covr_generators"] = processes.gather_on_first(self.generator.get_state())
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another task or version before anything is overwritten."""
-        check_checkpoint(checkpoint, self.spec)
-        check_networks(checkpoint, self)
-        generators, number = checkpoint["covr_generators"], processes.number()
-        self._generator, self._generator_state = None, generators[number] if number < len(generators) else None
-        self._start_a_new_epoch(checkpoint)
-
-    def _start_a_new_epoch(self, checkpoint: dict[str, Any]) -> None:
-        """Take only Lightning's count of optimizer steps from a checkpoint, not its place within an epoch.
-
-        A resumed run is an epoch of the agent steps that are left: what is done is known to the run's own clock, and
-        a run that had come to its end can be given more steps.
-        """
-        loops = checkpoint.get("loops", {})
-        if self._trainer is None or "fit_loop" not in loops:
-            return
-        fresh = self._trainer.fit_loop.state_dict()
-        steps = "epoch_loop.manual_optimization.optim_step_progress"
-        fresh[steps] = loops["fit_loop"][steps]
-        loops["fit_loop"] = fresh

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch.utils.data import DataLoader
@@ -16,7 +15,6 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from covr_lightning import processes
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.counters import Counters
 from covr_lightning.data.checks import check_lengths, check_processes, check_vlm
 from covr_lightning.data.collection import Collection, OneCollector
 from covr_lightning.data.experience import Experience, Listener
@@ -26,13 +24,12 @@ from covr_lightning.data.labels import LabelQueue, StalePriors
 from covr_lightning.data.loading import Stream, loader
 from covr_lightning.data.replay import make_replay
 from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.data.resuming import ResumingData
 from covr_lightning.data.samplers import RunSampler
 from covr_lightning.data.sequences import SequenceSampler
 from covr_lightning.envs.base import EnvFactory, EnvSpec, PixelEnv
 from covr_lightning.errors import ConfigError
-from covr_lightning.random_state import derived_seed, global_state, seed_of, set_global_state
-from covr_lightning.saving.checkpoints import newest_good_checkpoint
-from covr_lightning.saving.manifest import ReplayPartError
+from covr_lightning.random_state import seed_of, set_global_state
 from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)
@@ -41,7 +38,7 @@ log = logging.getLogger(__name__)
 EVAL_SEED_OFFSET, TEST_SEED_OFFSET = 10_000, 20_000
 
 
-class ExperienceData(L.LightningDataModule):
+class ExperienceData(ResumingData):
     """The environments, the replay D, the VLM's labels, and the run's clock.
 
     Training: every environment takes an agent step, then come as many updates as are due. One item of the loader is one
@@ -130,25 +127,12 @@ class ExperienceData(L.LightningDataModule):
         self.replay_device = replay_device
         self.seed = seed
 
-        self.counters = Counters()
         #: Called with every transition, in order; the fine-tune callback fills D_f so.
         self.listeners: list[Listener] = []
-        #: What this process has collected; made by ``setup("fit")``.
-        self.experience: Experience | None = None
         self._eval_env: PixelEnv | None = None
-        self._updates_owed = 0.0
         #: Environment steps, of the whole run, that were taken before this item if it is the last one until more are
         #: taken; otherwise 0. Whatever is due at some step comes after that item.
         self.env_steps_completed = 0
-        #: Whether a round or an evaluation of the newest agent step is still to come (it was stopped in one). A resumed
-        #: run then begins with an empty item, which brings them about.
-        self.step_is_open = False
-        #: Environments whose running episode could not be continued from a checkpoint; None: not even asked, because
-        #: processes or environments are others.
-        self.cut_envs: list[int] | None = []
-        self._environments_open = False
-        self._restored: dict[str, Any] | None = None
-        self._global_random_state: dict[str, Any] | None = None
 
     @property
     def spec(self) -> EnvSpec:
@@ -159,12 +143,6 @@ class ExperienceData(L.LightningDataModule):
     def all_envs(self) -> int:
         """Environments of all processes."""
         return self.num_envs * processes.count()
-
-    @property
-    def env_numbers(self) -> range:
-        """Numbers of this process's environments among all of the run."""
-        first = processes.number() * self.num_envs
-        return range(first, first + self.num_envs)
 
     @property
     def storage(self) -> FrameStackStorage:
@@ -180,11 +158,6 @@ class ExperienceData(L.LightningDataModule):
     def last_training_return(self) -> float | None:
         """Return of the newest finished episode."""
         return self.experience.last_training_return if self.experience is not None else None
-
-    @property
-    def _experience(self) -> Experience:
-        assert self.experience is not None, "setup('fit') makes it"
-        return self.experience
 
     def setup(self, stage: str) -> None:
         """Build the replay, the environments and the policy that explores them."""
@@ -231,17 +204,6 @@ class ExperienceData(L.LightningDataModule):
         """An episode that is over, or cut, holds no answer of the VLM's any longer."""
         if transition is None or bool(transition["next", "done"]):
             self.policy.end_episode(env - self.env_numbers.start)
-
-    def _open_environments(self, seed: int) -> None:
-        """Build the environments, once; after `setup`, since a checkpoint may ask for other seeds."""
-        if not self._environments_open:
-            self._environments_open = True
-            self.collection.open(self.env_factory, self.policy, self.env_numbers, seed)
-
-    @property
-    def _trainer(self) -> L.Trainer:
-        assert self.trainer is not None, "a Trainer runs this"
-        return self.trainer
 
     @property
     def _model(self) -> SACModule:
@@ -350,96 +312,6 @@ class ExperienceData(L.LightningDataModule):
         self._updates_owed += self.updates_per_agent_step * (max(counters.agent_steps, first) - max(before, first))
         self._experience.add(rows, finite)
         return agent_steps
-
-    # -- state ---------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """The clock; for each process its episodes, random states and waiting labels, and its replay's manifest.
-
-        A process's new part of the replay is written first. With several, all processes have to call this, and the
-        first one gets it.
-        """
-        state: dict[str, Any] = {"counters": self.counters.state_dict()}
-        if self.experience is None:
-            return state
-        with processes.failing_together():
-            mine = self.experience.save() | {
-                "exploration": self.policy.noise_state(),
-                "episodes": self.collection.state(),
-                "global_random_state": global_state(),
-            }
-        everyone = processes.gather_on_first(mine)
-        if everyone is not None:
-            state["replays"] = [one.pop("replay") for one in everyone]
-            state["processes"] = everyone
-        state |= {
-            "step_is_open": self.step_is_open,
-            "updates_owed": self._updates_owed,
-            "vlm_round": self.vlm.round if self.vlm is not None else 0,
-        }
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the clock at once, the replay when it exists."""
-        self.counters.load_state_dict(state["counters"])
-        if self.experience is not None:
-            self._restore(state)
-        else:
-            self._restored = state
-
-    def _continues(self, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint is of as many processes and environments, or has none to continue."""
-        if "processes" not in state:
-            return True
-        return len(state["processes"]) == processes.count() and len(state["processes"][0]["steps"]) == self.num_envs
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._restored = None
-        if "processes" not in state:
-            return
-        self.step_is_open, self._updates_owed = state["step_is_open"], state["updates_owed"]
-        continues = self._continues(state)
-        seed = self.seed
-        if not (continues and self.collection.resumes_exactly):  # no episode and no noise is to come again
-            seed = derived_seed(self.seed, self.counters.agent_steps)
-        self._open_environments(seed)
-        try:
-            if continues:
-                number = processes.number()
-                self._take_back(state["replays"][number], state["processes"][number])
-            else:
-                self._deal_out(state["replays"], seed_of(seed, processes.number()))
-        except ReplayPartError as error:
-            other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
-            raise ConfigError(f"{error}; {other}.") from error
-
-    def _take_back(self, manifest: dict[str, Any], mine: dict[str, Any]) -> None:
-        """Become what this process was."""
-        self._experience.take_back(manifest, mine)
-        self.policy.set_noise_state(mine["exploration"])
-        self._global_random_state = mine["global_random_state"]
-        continued = self.collection.restore(mine["episodes"])
-        self.cut_envs = [env for env, goes_on in zip(self.env_numbers, continued, strict=True) if not goes_on]
-        for env in self.cut_envs:
-            self._experience.cut(env)
-        if self.cut_envs:
-            cannot = self.env_factory if self.collection.resumes_exactly else self.collection
-            log.warning(
-                "%s cannot continue the episodes it was stopped in: %d cut.", type(cannot).__name__, len(self.cut_envs)
-            )
-
-    def _deal_out(self, manifests: list[dict[str, Any]], own_seed: int) -> None:
-        """Take this process's share of what other numbers of processes and environments have collected."""
-        self._experience.take_share(manifests)
-        self._experience.reseed(own_seed)
-        self.policy.reseed(own_seed)
-        self.cut_envs = None
-        if processes.number() == 0:
-            log.warning(
-                "The checkpoint is of %d processes, and this run has other processes or environments (%d processes of "
-                "%d environments): the replay is dealt out anew, open episodes are cut, and the run goes on, not as it "
-                "would have.", len(manifests), processes.count(), self.num_envs,
-            )  # fmt: skip
 
     def teardown(self, stage: str) -> None:
         """Close the environments."""
