@@ -9,9 +9,11 @@ import os
 import re
 import signal
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from covr_lightning.allocator import keep_freed_memory
@@ -59,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.update(WAIT_POLICY | os.environ)
     if argv is None:  # the process is this command's own
         keep_freed_memory()
+        sys.excepthook = _print_masked
     _log_to_stderr()
     _show_crashes()
     try:
@@ -167,6 +170,9 @@ def _export(arguments: list[str]) -> int:
         if argument == "--out" and i + 1 < len(arguments):
             folder = arguments[i + 1]
             del rest[i : i + 2]
+        elif argument.startswith("--out="):
+            folder = argument.removeprefix("--out=")
+            del rest[i]
     if not folder:
         raise ConfigError("`covr export` needs --out, the folder to write policy.pt2 and policy.onnx to.")
     resolved, stems = resolve_arguments(["test", *rest])
@@ -226,8 +232,10 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
         anew: A checkpoint inside a run's folder of another name begins a new run.
 
     Raises:
-        ConfigError: ``"last"`` is asked for and there is none.
+        ConfigError: ``"last"`` is asked for and there is none, or the name is none of a folder.
     """
+    if Path(name).name != name:
+        raise ConfigError(f"--name is {name!r}; it must be the name of one folder in {root} (--runs_dir).")
     is_its_name = re.compile(re.escape(name) + r"(-\d+)?").fullmatch
     if ckpt_path == "last":
         mine = [p for p in root.glob(f"{name}*") if is_its_name(p.name)]
@@ -267,6 +275,11 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what nobody caught."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _show_crashes() -> None:

@@ -41,19 +41,21 @@ def _bundled_root() -> Path:
     return Path(str(importlib.resources.files("covr_lightning.configs")))
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, beside: Path | None = None) -> Path:
     """Find a config.
 
     Args:
         name: A path, or the name of a shipped config, with or without ``.yaml``.
+        beside: A folder to look in first.
 
     Raises:
         ConfigError: It is in neither place; the message names the nearest ones.
     """
     bundled = bundled_configs()
     for candidate in (Path(name).expanduser(), Path(f"{name}.yaml").expanduser()):
-        if candidate.is_file():
-            return candidate
+        for place in (beside / candidate if beside is not None else candidate, candidate):
+            if place.is_file():
+                return place
         if candidate.as_posix() in bundled:
             return bundled[candidate.as_posix()]
     raise no_config("config", name, bundled, "--config")
@@ -90,6 +92,8 @@ def no_config(kind: str, name: str, bundled: dict[str, Path], option: str) -> Co
 def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     """A config behind the configs it builds on (its top-level key ``base``: a name or a list of names), theirs first.
 
+    A base is looked for beside the config, then as :func:`resolve` does.
+
     Args:
         path: The config.
         above: The configs that led here.
@@ -105,7 +109,9 @@ def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     names = [] if base is None else [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"base is {base!r} in {path}; it can be the name of a config or a list of names.")
-    return [below for name in names for below in with_bases(resolve(name), (*above, path.resolve()))] + [path]
+    return [below for name in names for below in with_bases(resolve(name, path.parent), (*above, path.resolve()))] + [
+        path
+    ]
 
 
 def read_config(value: str) -> dict[str, Any]:
@@ -150,9 +156,12 @@ def resolve_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
         path = resolve(name)
         stems.append(path.stem)
         *bases, own = with_bases(path)
-        for each in [base for base in bases if base.resolve() not in applied] + [own]:
-            out += _as_arguments(each)
-            applied.add(each.resolve())
+        for base in bases:
+            if base.resolve() not in applied:  # two bases of one config may build on a third
+                out += _as_arguments(base)
+                applied.add(base.resolve())
+        out += _as_arguments(own)
+        applied.add(own.resolve())
     return out, stems
 
 

@@ -47,10 +47,10 @@ _NO_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: .*)?")
 
 
 def check_syntax(path: Path) -> None:
-    """Check that a config is YAML and has keys.
+    """Check that a config is YAML and has keys, none of them twice in one place.
 
     Raises:
-        ConfigError: It is not; the message names file and line.
+        ConfigError: It is not, or it has one twice; the message names file and line.
     """
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -62,6 +62,26 @@ def check_syntax(path: Path) -> None:
         raise ConfigError(f"The config {path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"The config {path} has no keys; a config has keys such as data, model, trainer and vlm.")
+    _check_keys(path, node)
+
+
+def _check_keys(path: Path, node: yaml.Node) -> None:
+    """Refuse a key that stands twice in one mapping, of which YAML would take the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for element in node.value:
+            _check_keys(path, element)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines and name != "<<":
+            raise ConfigError(
+                f"The config {path} has the key {name} twice in one place, in lines {lines[name]} and {line}; put both "
+                "under one."
+            )
+        lines[name] = line
+        _check_keys(path, value)
 
 
 def one_sentence(message: str, parser: ArgumentParser) -> str:

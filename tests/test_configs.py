@@ -189,6 +189,44 @@ def test_bases_are_found_in_turn_and_never_themselves(tmp_path: Path, monkeypatc
         with_bases(Path("c.yaml"))
 
 
+def test_a_base_of_two_bases_is_applied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "bottom": "model: {init_args: {hidden: 111}}", "left": "base: bottom.yaml\nmodel: {init_args: {hidden: 222}}",
+        "right": "base: bottom.yaml\nmodel: {init_args: {latent: 7}}", "top": "base: [left.yaml, right.yaml]",
+    }.items():  # fmt: skip
+        Path(f"{name}.yaml").write_text(text)
+    resolved, _ = resolve_arguments(["fit", "--config", "top.yaml"])
+    assert [Path(path).stem for path in resolved[2::2]] == ["bottom", "left", "right", "top"]
+
+
+def test_a_base_is_looked_for_beside_its_config_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/dmc_rad.yaml", "dmc_rad.yaml"):
+        Path(name).write_text("seed_everything: 3")
+    Path("mine/x.yaml").write_text("base: dmc_rad.yaml")
+    assert with_bases(Path("mine/x.yaml")) == [Path("mine/dmc_rad.yaml"), Path("mine/x.yaml")]
+    Path("mine/dmc_rad.yaml").unlink()
+    assert with_bases(Path("mine/x.yaml"))[0] == Path("dmc_rad.yaml")
+    Path("dmc_rad.yaml").unlink()
+    assert with_bases(Path("mine/x.yaml"))[0].parent.name == "configs"
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("data: {init_args: {max_env_steps: 60000}}\nmodel: {}\ndata: {init_args: {seed: 1}}\n")
+    with pytest.raises(
+        ConfigError, match=r"twice.yaml has the key data twice in one place, in lines 1 and 3; put both"
+    ):
+        with_bases(path)
+    path.write_text("trainer:\n  callbacks:\n    - init_args: {samples: 1, samples: 2}\n")
+    with pytest.raises(ConfigError, match="the key samples twice in one place, in lines 3 and 3"):
+        with_bases(path)
+    path.write_text("a: {x: 1}\nb: {x: 1}\nc: [{x: 1}, {x: 2}]\n")
+    assert with_bases(path) == [path]
+
+
 def test_names_resolve_here_first_then_among_the_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = bundled_configs()["quickstart.yaml"]

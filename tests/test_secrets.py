@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from covr_lightning.cli import main
+from covr_lightning.cli import _print_masked, main
 from covr_lightning.secrets import MaskSecrets, masked
 
 
@@ -23,6 +23,15 @@ from covr_lightning.secrets import MaskSecrets, masked
         ("HF_TOKEN=hf_abcdefghijklmnop1234", "HF_TOKEN=…"),
         ("hf_abcdefghijklmnop1234 is not valid", "… is not valid"),
         ("WANDB_API_KEY=0123", "WANDB_API_KEY=…"),
+        ("api_key: '12345678'\nname: x", "api_key: …\nname: x"),
+        ("password: 'it''s p: w'", "password: …"),
+        ('{"api_key": "a\\"b", "timeout": 3}', '{"api_key": …, "timeout": 3}'),
+        ("{'password': 'x y'}", "{'password': …}"),
+        ("covr fit --vlm.engine.api_key abc --vlm.path x", "covr fit --vlm.engine.api_key … --vlm.path x"),
+        ("--trainer.logger.token 'a b' --video true", "--trainer.logger.token … --video true"),
+        ("Authorization: Basic bWU6Z2VoZWlt", "Authorization: Basic …"),
+        ("{'Authorization': 'Basic bWU6'}", "{'Authorization': 'Basic …'}"),
+        ("http://me:p@ss@box/x", "http://…@box/x"),
     ],
 )
 def test_secrets_are_masked(text: str, safe: str) -> None:
@@ -38,6 +47,8 @@ def test_secrets_are_masked(text: str, safe: str) -> None:
         "token: null",
         "vlm.path: Qwen/Qwen2.5-VL-3B-Instruct",
         "user@host and a@b",
+        "the basic settings, and a signature of three",
+        "--data.token --video true",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -56,3 +67,13 @@ def test_an_error_on_the_command_line_is_masked(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr()
     assert "://…@c" in said.err
     assert "a:b" not in said.out + said.err + "".join(p.read_text() for p in tmp_path.rglob("*.yaml"))
+
+
+def test_a_crash_is_masked(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RuntimeError("no answer from http://me:geheim@box/api")
+    except RuntimeError as error:
+        _print_masked(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert "no answer from http://…@box/api" in said
+    assert "geheim" not in said.splitlines()[-1]

@@ -73,6 +73,11 @@ class FineTuneCLI(ParsingCLI):
         if subcommand != "fit":
             raise ConfigError(f"The config's data are saved rows, which are for `covr fit`, not `covr {subcommand}`.")
         model: VLMFineTuner = self.model
+        if self.config[subcommand].get("ckpt_path") is not None:
+            raise ConfigError(
+                "--ckpt_path is for runs of an agent; fine-tuning on saved rows begins anew, from an adapter if there "
+                "is one (YAML key vlm.adapter)."
+            )
         name = self._get(self.config, "name") or self.run_name
         folder = run_folder(Path(self._get(self.config, "runs_dir")), name, None)
         with only_run_in(folder):

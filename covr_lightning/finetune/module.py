@@ -71,8 +71,10 @@ class FineTuneSettings:
         if self.adapter not in ("continue", "new"):
             raise ConfigError(f"settings.adapter is {self.adapter!r}; it can be 'continue' or 'new'.")
         check_optimizer(self.optimizer)
-        if self.lr <= 0:
-            raise ConfigError(f"settings.lr is {self.lr}; it must be above 0.")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"settings.lr is {self.lr}; it must be above 0, and a number.")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ConfigError(f"settings.max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit.")
 
 
 class DivergedError(RuntimeError):

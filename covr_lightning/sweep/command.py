@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from covr_lightning.config_files import bundled_configs, resolve, resolve_folder, yamls_in
 from covr_lightning.errors import ConfigError
+from covr_lightning.secrets import masked
 from covr_lightning.sweep.configuration import configuration
 from covr_lightning.sweep.differences import with_seed
 from covr_lightning.sweep.processes import Outcome, Processes
@@ -68,11 +69,11 @@ def sweep(arguments: list[str]) -> int:
     states = [run.state() for run in runs]  # before anything runs: another configuration, a wrong key
     if options.dry_run:
         for run, state in zip(runs, states, strict=True):
-            print(f"# {run} is finished" if state == "finished" else f"covr {shlex.join(run.arguments(state))}")
+            print(f"# {run} is finished" if state == "finished" else masked(f"covr {shlex.join(run.arguments(state))}"))
         return 0
     processes = Processes(runs, options.jobs, lambda line: print(line, flush=True))
     processes.run()
-    return _report(runs, processes, folder, f"covr sweep {shlex.join(arguments)}")
+    return _report(runs, processes, folder, f"covr sweep {masked(shlex.join(arguments))}")
 
 
 def _check(seeds: Sequence[int], jobs: int, overrides: Sequence[str]) -> None:

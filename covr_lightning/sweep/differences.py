@@ -14,7 +14,8 @@ import yaml
 Configuration = dict[str, Any]
 
 #: Keys that say where a run is written or what of it is shown, and change no result.
-_NO_RESULT = ("base", "runs_dir", "name", "ckpt_path", "weights_only", "video", "trainer.enable_progress_bar")
+_NO_RESULT = ("base", "runs_dir", "name", "ckpt_path", "weights_only", "video", "profile",
+              "trainer.enable_progress_bar")  # fmt: skip
 
 #: Keys of ProgressiveFineTune that say what a round records beside its work, and change none of it.
 _RECORDED = re.compile(r"trainer\.callbacks\.\d+\.(save_rows|samples|vlm_episodes)")

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import BinaryIO, Literal
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.secrets import masked
 from covr_lightning.sweep.runs import SweepRun
 
 #: What stops a sweep, and what its runs are told then.
@@ -113,7 +114,7 @@ class Processes:
         arguments = run.arguments(state)
         self._say(n, f"{'goes on' if state == 'cut' else 'starts'}; it prints to {run.log}.")
         with run.log.open("ab") as output:
-            output.write(f"$ covr {shlex.join(arguments)}\n".encode())
+            output.write(f"$ covr {masked(shlex.join(arguments))}\n".encode())
             output.flush()
             process = subprocess.Popen(
                 [*self.command, *arguments], stdin=subprocess.DEVNULL, stdout=output,
