@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.saving.files import write_or_warn
+from covr_lightning.saving.files import as_json, write_or_warn
 from covr_lightning.step_times import StepTimes
 
 #: The parts, in the order in which a step comes by them.
@@ -87,7 +86,7 @@ class RunProfile(L.Callback):
     def _write(self, trainer: L.Trainer) -> dict[str, Any]:
         profile = self.profile()
         if trainer.is_global_zero:
-            write_or_warn(Path(trainer.default_root_dir) / "profile.json", [json.dumps(profile, indent=1).encode()])
+            write_or_warn(Path(trainer.default_root_dir) / "profile.json", [as_json(profile)])
         return profile
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -31,7 +30,8 @@ from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
 from covr_lightning.finetune.vlm_alone import file_of, save_episodes
-from covr_lightning.saving.files import UNFINISHED, or_warn, write_or_warn
+from covr_lightning.random_state import derived_seed
+from covr_lightning.saving.files import UNFINISHED, as_json, or_warn, write_or_warn
 from covr_lightning.stopping import stop_signals
 from covr_lightning.vlm.vlm import own_randomness
 
@@ -113,6 +113,7 @@ class ProgressiveFineTune(L.Callback):
         self.launch = launch
         self.reports: list[RoundReport] = []
         self.buffer: EpisodeBuffer | None = None
+        self._newest: dict[int, TensorDictBase] = {}  # of each environment, where values at a cut may be asked for
         self._restored: dict[str, Any] | None = None
         self._rounds_folder: Path | None = None
 
@@ -143,8 +144,9 @@ class ProgressiveFineTune(L.Callback):
         if self.launch is None:
             check_optimizer(self.settings.optimizer, trainer.strategy.root_device)
         data.vlm.load(data.spec)
-        if self.launch is None and rounds:
-            data.vlm.load_weights()
+        if rounds:
+            if self.launch is None:
+                data.vlm.load_weights()
             data.vlm.check_targets()
         self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
@@ -153,12 +155,19 @@ class ProgressiveFineTune(L.Callback):
     def _add(self, env: int, transition: TensorDictBase | None) -> None:
         assert self.buffer is not None, "setup made it"
         if transition is None:
-            self.buffer.cut_episode(env)
+            before = self._newest.pop(env, None)
+            self.buffer.cut_episode(env, None if before is None else self._value_after(before))
             return
         value = 0.0
-        if self.at_time_limit == "bootstrap" and bool(transition["next", "truncated"]):
-            value = float(self._agent.state_value(transition["next", "pixels"][None], transition["action"][None]))
+        if self.at_time_limit == "bootstrap":
+            if bool(transition["next", "truncated"]):
+                value = self._value_after(transition)
+            self._newest[env] = transition.select("action", ("next", "pixels")).clone()
         self.buffer.add(transition, value, env)
+
+    def _value_after(self, transition: TensorDictBase) -> float:
+        """V of the state that a transition led to."""
+        return float(self._agent.state_value(transition["next", "pixels"][None], transition["action"][None]))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the VLM where the agent is."""
@@ -190,7 +199,7 @@ class ProgressiveFineTune(L.Callback):
             fine_tune_round(
                 report, data.vlm, rows, scores, entropy, self.filter, self.weight,
                 self.settings, self._trainer_kwargs(trainer), self._adapter(trainer, report.round), self.launch,
-                samples,
+                samples, data.label_batch_size,
             )  # fmt: skip
             if len(rows) and not processes.number():
                 name = self._folder(trainer) / f"round_{report.round:03d}"
@@ -213,7 +222,7 @@ class ProgressiveFineTune(L.Callback):
         self.buffer.clear()
         data.counters.rounds = report.round
         self.reports.append(report)
-        pl_module.prior.measured(report.error_after, report.error_constant)
+        pl_module.prior.measured(*report.measures)
         data.step_is_open = False
 
     def _vlm_alone(self, trainer: L.Trainer, data: ExperienceData, round_: int) -> float:
@@ -224,7 +233,7 @@ class ProgressiveFineTune(L.Callback):
         """
         if not self.vlm_episodes:
             return math.nan
-        with own_randomness((self.settings.seed or 0) + round_):
+        with own_randomness(derived_seed(self.settings.seed or 0, round_)):
             episodes, answers = play_alone(data, self.vlm_episodes)
         if not processes.number():
             with or_warn(path := file_of(self._folder(trainer), round_)):
@@ -247,7 +256,7 @@ class ProgressiveFineTune(L.Callback):
 
     def _spread(self, pl_module: SACModule, data: ExperienceData) -> Spread:
         """Estimate ε, and the policy's noise, on states drawn from D, without touching the sampler's random state."""
-        generator = torch.Generator().manual_seed((self.settings.seed or 0) + data.counters.env_steps)
+        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed or 0, data.counters.env_steps))
         index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
         rows = data.storage.get(index)
         everyone = processes.gather(pl_module.spread(rows["pixels"], rows.get("previous_action")))
@@ -272,8 +281,7 @@ class ProgressiveFineTune(L.Callback):
         if data.vlm is not None and data.vlm.has_adapter and not report.losses:
             with or_warn(adapter := self._adapter(trainer, report.round)):
                 data.vlm.save_adapter(adapter)  # one that was trained is written already
-        figures = json.dumps(report.as_dict(), indent=1).encode()
-        write_or_warn(self._folder(trainer) / f"round_{report.round:03d}.json", [figures])
+        write_or_warn(self._folder(trainer) / f"round_{report.round:03d}.json", [as_json(report.as_dict())])
         numbers = {f"round/{k}": float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=report.env_steps)
@@ -322,7 +330,7 @@ class ProgressiveFineTune(L.Callback):
             self._fetch_adapter(self._adapter(trainer, newest), state.get("folder"))
             data.vlm.load_adapter(self._adapter(trainer, newest), newest)
         for report in self.reports:
-            self._agent.prior.measured(report.error_after, report.error_constant)
+            self._agent.prior.measured(*report.measures)
         data.vlm.round = data.counters.rounds
 
     @staticmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rich.table import Table
 from covr_lightning import processes
 from covr_lightning.finetune.round import RoundReport
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
-from covr_lightning.saving.files import write_or_warn
+from covr_lightning.saving.files import as_json, write_or_warn
 
 #: One evaluation: ``env_steps``, then for ``return`` and whatever else is measured the mean and, as ``…_std``, the
 #: standard deviation over episodes.
@@ -82,7 +81,7 @@ class RunSummary(L.Callback):
             "labels_unparsable": unparsable,
             "rounds": [r.as_dict() for r in rounds],
         }
-        write_or_warn(folder / "summary.json", [json.dumps(summary, indent=1).encode()])
+        write_or_warn(folder / "summary.json", [as_json(summary)])
         console = Console()
         for table in summary_tables(self.curve, rounds):
             console.print(table)

@@ -70,12 +70,16 @@ class Prior(ABC):
         """Whether the VLM should be asked now: by default, whenever its answers count."""
         return self.weight(counters) > 0
 
-    def measured(self, error: float, error_constant: float) -> None:  # noqa: B027 (most priors do not mind)
+    def measured(  # noqa: B027 (most priors do not mind)
+        self, error: float, error_constant: float, unparsable: float = 0.0
+    ) -> None:
         """A fine-tune round has measured the VLM; a resumed run is told its last round's figures again.
 
         Args:
-            error: The VLM's mean absolute error on held-out rows after the round; NaN if it was not measured.
+            error: The VLM's mean absolute error after the round on those held-out rows whose answers could be parsed;
+                NaN without any.
             error_constant: That of the constant predictor.
+            unparsable: Share of the answers that could not be parsed; NaN if there was none at all.
         """
 
     def loss(self, a_r: Tensor, a_v: Tensor, valid: Tensor, lam: float | Tensor) -> Tensor:
@@ -159,8 +163,9 @@ class SkilledPrior(DelayedPrior):
     """COVR's guidance in the measure of what the VLM has learnt: λ · max(0, 1 − e / e_const). Not in the paper.
 
     e and e_const are the errors of the VLM and of the constant predictor on the held-out rows of the last round that
-    measured them; 1 − e / e_const is a forecast's skill score. A VLM that is no better than a constant does not guide,
-    and is not asked either, except with `label_early`.
+    measured them; 1 − e / e_const is a forecast's skill score. It counts for the share of answers that could be parsed;
+    the others know nothing. A VLM that is no better than a constant does not guide, and is not asked either, except
+    with `label_early`.
 
     Args:
         lam: λ of a VLM without error.
@@ -176,10 +181,13 @@ class SkilledPrior(DelayedPrior):
     needs_measure = True
     skill: float = 0.0
 
-    def measured(self, error: float, error_constant: float) -> None:
-        """Take over the skill of the round, if it has one."""
+    def measured(self, error: float, error_constant: float, unparsable: float = 0.0) -> None:
+        """Take over the skill of the round, if it measured one."""
         if math.isfinite(error) and math.isfinite(error_constant):
-            self.skill = max(0.0, 1 - error / error_constant) if error_constant > 0 else 0.0
+            of_parsed = max(0.0, 1 - error / error_constant) if error_constant > 0 else 0.0
+            self.skill = of_parsed * (1 - unparsable if math.isfinite(unparsable) else 1.0)
+        elif unparsable == 1:  # it was asked, and nothing that it said is an action
+            self.skill = 0.0
 
     def weight(self, counters: Counters) -> float:
         """λ · skill once enough rounds are done."""

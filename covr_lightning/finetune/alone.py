@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.finetune.training import is_distributed
+from covr_lightning.saving.files import as_json, write_or_warn
 from covr_lightning.vlm.vlm import VLM
 
 
@@ -80,8 +80,7 @@ def fine_tune_saved(
         adapter if trainer.is_global_zero else None,
     )  # fmt: skip
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"round_{saved.round:03d}.json").write_text(json.dumps(report.as_dict(), indent=1))
+        write_or_warn(folder / f"round_{saved.round:03d}.json", [as_json(report.as_dict())])
         print(f"{report}\nadapter: {adapter if report.losses else 'none'}")
     if is_distributed():
         torch.distributed.barrier()

@@ -94,15 +94,27 @@ class EpisodeBuffer:
             bootstraps = self.at_time_limit == "bootstrap" and not terminated
             self._finish(env, value if bootstraps else 0.0)
 
-    def cut_episode(self, env: int = 0) -> None:
-        """End an environment's open episode where it is (a simulator was lost): it counts as truncated."""
-        if env in self._open:
+    def cut_episode(self, env: int = 0, value: float | None = None) -> None:
+        """End an environment's open episode where it is (a simulator was lost): it counts as truncated.
+
+        Args:
+            env: Number of the environment.
+            value: V of the state that its last row led to. Where `at_time_limit` is ``"bootstrap"`` and none is known,
+                the returns of its rows are not, either, and the rows are dropped.
+        """
+        if env not in self._open:
+            return
+        if self.at_time_limit == "end":
             self._finish(env, 0.0)
+        elif value is not None:
+            self._finish(env, value)
+        else:
+            del self._open[env]
 
     def cut_episodes(self) -> None:
         """End every open episode where it is."""
         for env in list(self._open):
-            self._finish(env, 0.0)
+            self.cut_episode(env)
 
     def _finish(self, env: int, bootstrap: float) -> None:
         episode = TensorDict.maybe_dense_stack(self._open.pop(env))

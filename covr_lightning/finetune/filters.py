@@ -46,8 +46,8 @@ class EDDF(Filter):
     (ablation M5), so it keeps the same rows. ``compare="raw"`` compares the raw g with τ computed on z, another reading
     of the paper's sentence, which keeps others.
 
-    Median and quartiles are NumPy's (linear interpolation). When all scores are equal, τ equals them all and nothing
-    would exceed it; then every row is kept.
+    Median and quartiles are NumPy's (linear interpolation). Where the first quartile is the highest score already
+    (saturated rewards, or all scores equal), τ is that score and nothing would exceed it; the rows with it are kept.
 
     Args:
         sign: ``"printed"`` or ``"prose"``.
@@ -69,8 +69,8 @@ class EDDF(Filter):
         g = _as_vector(scores)
         if g.numel() == 0:
             return torch.zeros(0, dtype=torch.bool)
-        if bool((g == g[0]).all()):
-            return torch.ones(len(g), dtype=torch.bool)
+        if torch.quantile(g, 0.25) == g.max():
+            return g == g.max()
         z = (g - g.mean()) / g.std(correction=0)
         return (z if self.compare == "z" else g) > self._tau(g if self.compare == "unscaled" else z, entropy)
 

@@ -17,6 +17,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.loss import IGNORED, next_token_targets, weighted_nll
 from covr_lightning.finetune.optimizers import OptimizerName, check_optimizer, make_optimizer
 from covr_lightning.finetune.sharding import average_whole_gradients, make_adapter_whole, shard
+from covr_lightning.random_state import derived_seed
 from covr_lightning.vlm.adapters import freeze_unread
 from covr_lightning.vlm.vlm import VLM
 
@@ -196,7 +197,7 @@ class VLMFineTuner(L.LightningModule):
 
     def train_loader(self, frames: Tensor, actions: Tensor, weights: Tensor) -> DataLoader:
         """Shuffled batches of rows; shapes as in :meth:`loss`."""
-        order = torch.Generator().manual_seed((self.settings.seed or 0) + self.vlm.round)
+        order = torch.Generator().manual_seed(derived_seed(self.settings.seed or 0, self.vlm.round))
         return DataLoader(
             TensorDataset(frames, actions, weights),
             batch_size=min(self.settings.batch_size, len(frames)),

@@ -24,6 +24,7 @@ from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.training import train_adapter
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.memory import PeakMemory
+from covr_lightning.random_state import derived_seed
 from covr_lightning.saving.files import WRITE_ERRORS, reason
 from covr_lightning.vlm.vlm import VLM, Proposals, own_randomness
 
@@ -104,6 +105,11 @@ class RoundReport:
     peak_memory_mb: float = math.nan
     note: str = ""
 
+    @property
+    def measures(self) -> tuple[float, float, float]:
+        """What a prior may go by; see :meth:`covr_lightning.agent.Prior.measured`."""
+        return self.error_after, self.error_constant, self.unparsable_after
+
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return asdict(self)
@@ -136,6 +142,7 @@ def fine_tune_round(
     adapter: Path | None = None,
     launch: SeparateLaunch | None = None,
     samples: RoundSamples | None = None,
+    ask_at_once: int = 16,
 ) -> RoundReport:
     """Run one round on finished rows of D_f; the global random state is left as it was.
 
@@ -152,6 +159,7 @@ def fine_tune_round(
         adapter: Folder to write the trained adapter to, where an engine elsewhere reads it; needed with `launch`.
         launch: Trains the adapter in processes of its own; by default this one does.
         samples: Filled in with rows that the VLM is asked about before and after; none by default.
+        ask_at_once: Frames per question.
 
     Returns:
         The report.
@@ -162,7 +170,7 @@ def fine_tune_round(
     """
     check_optimizer(settings.optimizer, vlm.device if launch is None else None)
     start, peak = time.monotonic(), PeakMemory(vlm.device)
-    seed = (settings.seed or 0) + report.round
+    seed = derived_seed(settings.seed or 0, report.round)
     filter_.reseed(seed)
     weight.reseed(seed)
     report.entropy, report.action_dim = entropy, rows["action"].shape[-1]
@@ -195,7 +203,7 @@ def fine_tune_round(
         frames, actions = rows["frame"], rows["action"]
         asked = samples if samples is not None and samples.count else RoundSamples(0)
         asked.choose(scores, kept, held_out, seed)
-        answers = _ask(vlm, frames, held_out, asked)
+        answers = _ask(vlm, frames, held_out, asked, ask_at_once)
         if answers is not None:
             constant = actions[training].median(0).values
             report.error_constant = (actions[held_out] - constant).abs().mean().item()
@@ -213,7 +221,7 @@ def fine_tune_round(
         if not report.losses:
             report.note = f"the adapter stays as it was: {'; '.join(report.failures)}"
         else:
-            answers = _ask(vlm, frames, held_out, asked, after=True)
+            answers = _ask(vlm, frames, held_out, asked, ask_at_once, after=True)
             if answers is not None:
                 _measure_after(report, answers, actions[held_out])
     report.seconds, report.peak_memory_mb = time.monotonic() - start, peak.megabytes()
@@ -289,7 +297,9 @@ def histogram(scores: Tensor, kept: Tensor) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "all": counts(scores), "kept": counts(kept)}
 
 
-def _ask(vlm: VLM, frames: Tensor, held_out: Tensor, samples: RoundSamples, after: bool = False) -> Proposals | None:
+def _ask(
+    vlm: VLM, frames: Tensor, held_out: Tensor, samples: RoundSamples, at_once: int, after: bool = False
+) -> Proposals | None:
     """Ask about the held-out rows and the low samples, and note the samples' answers.
 
     Returns:
@@ -297,7 +307,9 @@ def _ask(vlm: VLM, frames: Tensor, held_out: Tensor, samples: RoundSamples, afte
     """
     assert samples.low is not None, "chosen"
     # Apart, so that the answers to the held-out rows are the same with and without samples, bit for bit.
-    of_held_out, of_low = (ask_all(vlm, frames[index]) if len(index) else None for index in (held_out, samples.low))
+    of_held_out, of_low = (
+        ask_all(vlm, frames[index], at_once) if len(index) else None for index in (held_out, samples.low)
+    )
     joined = samples.join(of_held_out, of_low)
     samples.before, samples.after = (samples.before, joined) if after else (joined, None)
     return of_held_out

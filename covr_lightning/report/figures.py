@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from covr_lightning.report.drawing import COLORS, HEIGHT, INK, LINE, MUTED, new_figure
 from covr_lightning.report.groups import Group
-from covr_lightning.report.runs import Columns, Run, VLMAlone
+from covr_lightning.report.runs import Columns, Run, VLMAlone, figure_of
 
 #: Dimensions of an action that a strip shows.
 _SHOWN_DIMENSIONS = 2
@@ -125,7 +125,7 @@ def vlm_error(run: Run) -> Figure | None:
     figure, axes = new_figure()
     x = np.array([r["round"] for r in rounds], dtype=float)
     before, after, constant, noise = (
-        np.array([r.get(name, math.nan) for r in rounds], dtype=float)
+        np.array([figure_of(r, name) for r in rounds])
         for name in ("error_before", "error_after", "error_constant", "noise")
     )
     for place, one, other in zip(x, before, after, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -85,6 +88,19 @@ def in_place_of(path: Path) -> Iterator[Path]:
         else:
             unfinished.unlink(missing_ok=True)
         raise
+
+
+def as_json(value: Any) -> bytes:
+    """Plain values as JSON; a number that JSON does not know (NaN, ±∞) is null there."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: known(below) for key, below in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(below) for below in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(value), indent=1, allow_nan=False).encode()
 
 
 def reason(error: BaseException) -> str:

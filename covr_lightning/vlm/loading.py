@@ -58,13 +58,9 @@ def load_vlm(
     from transformers import AutoModelForImageTextToText
 
     auto: Any = AutoModelForImageTextToText
-    source = embedded_folder() if str(path) == EMBEDDED else Path(path)
-    is_folder = source.is_dir()
+    name, is_folder = _place(path)
     if is_folder:
-        _check_folder(source)
-    elif not _is_hub_name(str(path)):
-        raise ConfigError(f"no VLM folder at vlm.path {str(path)!r}: {_CHOICES}")
-    name = str(source) if is_folder else str(path)
+        _check_folder(Path(name))
     config = _load_config(name, is_folder)
     processor = _load_processor(name, config, is_folder)
     dtype, device = torch.float32 if dtype is None else dtype, torch.device("cpu" if device is None else device)
@@ -143,6 +139,32 @@ def _check_weights(file: Path) -> None:
             f"cannot load the VLM at vlm.path {str(file.parent)!r}: its {file.name} is damaged or cut off "
             f"({_first_line(error)}): {_CHOICES}"
         ) from error
+
+
+def skeleton(path: str | Path = EMBEDDED) -> Any:
+    """A VLM's modules without weights, from its configuration alone.
+
+    Args:
+        path: See :func:`load_vlm`.
+
+    Raises:
+        ConfigError: There is no such VLM, or it is no image-text-to-text model.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    check_torchvision()
+    auto: Any = AutoModelForImageTextToText
+    config = _load_config(*_place(path))
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
+def _place(path: str | Path) -> tuple[str, bool]:
+    """A folder's or a hub name, and whether it is a folder."""
+    source = embedded_folder() if str(path) == EMBEDDED else Path(path)
+    if not source.is_dir() and not _is_hub_name(str(path)):
+        raise ConfigError(f"no VLM folder at vlm.path {str(path)!r}: {_CHOICES}")
+    return (str(source), True) if source.is_dir() else (str(path), False)
 
 
 def _load_config(name: str, is_folder: bool) -> Any:

@@ -27,7 +27,7 @@ from covr_lightning.vlm.decode_loop import base_model
 from covr_lightning.vlm.decoding import Decoder, Decoding
 from covr_lightning.vlm.engines.engine import Engine, LocalEngine
 from covr_lightning.vlm.inputs import ImagePosition, VLMInputs
-from covr_lightning.vlm.loading import load_vlm, save_vlm
+from covr_lightning.vlm.loading import load_vlm, save_vlm, skeleton
 from covr_lightning.vlm.prompts import Prompt, prompt_for
 from covr_lightning.vlm.quantization import Quantization, check_quantization, move
 
@@ -168,7 +168,7 @@ class VLM:
         self.model.requires_grad_(False)
         self.inputs = VLMInputs(processor, self.prompt, self.image_position)
         self.decoder = Decoder(self.inputs, self.codec, self.decoding)
-        self.engine.check_lora(self)
+        self.engine.check_lora(self, self.model)
         if self._adapter_in_force is not None:
             self._put_on(self._adapter_in_force)
 
@@ -244,13 +244,17 @@ class VLM:
         self.weights_changed()
 
     def check_targets(self) -> None:
-        """Check that the adapter settings fit the loaded weights, before the first round needs them.
+        """Check that the adapter settings fit the VLM and what answers, before the first round needs them.
+
+        Where the weights are not loaded here, the VLM's configuration tells its modules.
 
         Raises:
-            ConfigError: No module's name ends in any of ``lora.targets``.
+            ConfigError: No module's name ends in any of ``lora.targets``, or the engine could not serve them.
         """
         if not self.has_adapter:
-            check_targets(self.model, self.lora)
+            model = self.model if self.model is not None else skeleton(self.path)
+            check_targets(model, self.lora)
+            self.engine.check_lora(self, model)
 
     @property
     def has_adapter(self) -> bool:
@@ -285,9 +289,9 @@ class VLM:
         """
         if self.model is not None:
             self._put_on(folder)
-        self.round = round_
         self.weights_changed()
         self._use(folder)
+        self.round = round_
 
     def adapter_trained(self, round_: int, folder: Path | None = None) -> None:
         """Put the adapter as training left it in force as that of a round.
@@ -312,9 +316,9 @@ class VLM:
             round_: The round.
             folder: Where it was written to, if anywhere.
         """
-        self.round = round_
         self.weights_changed()
         self._use(folder)
+        self.round = round_
 
     def _put_on(self, folder: Path) -> None:
         with own_randomness(0):  # a new adapter is drawn at random, although it is overwritten
@@ -323,8 +327,8 @@ class VLM:
         move(self.model, self._device)
 
     def _use(self, folder: Path | None) -> None:
+        self.engine.use(folder)  # which may refuse it; then the one before stays in force
         self._adapter_in_force = folder
-        self.engine.use(folder)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

@@ -203,6 +203,12 @@ def test_a_skilled_prior_guides_as_much_as_the_vlm_beats_a_constant() -> None:
     assert (prior.wants_labels(before), prior.wants_labels(after)) == (False, True)
     prior.measured(math.nan, math.nan)  # a round without training: as before
     assert prior.weight(after) == pytest.approx(0.5)
+    prior.measured(0.3, 0.4, 0.75)  # three of four answers are no actions
+    assert prior.weight(after) == pytest.approx(0.125)
+    prior.measured(math.nan, 0.4, math.nan)  # nobody answered: as before
+    assert prior.weight(after) == pytest.approx(0.125)
+    prior.measured(math.nan, 0.4, 1.0)  # all answered, and none with an action
+    assert prior.weight(after) == 0
     for error, constant in ((0.4, 0.4), (0.5, 0.4), (0.0, 0.0)):
         prior.measured(error, constant)
         assert prior.weight(after) == 0

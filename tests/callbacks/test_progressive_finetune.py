@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from covr_lightning.callbacks import ProgressiveFineTune
+from tensordict import TensorDict
 
 from covr_lightning.agent import Prior, SACModule, SkilledPrior
 from covr_lightning.counters import Counters
@@ -33,7 +34,9 @@ def test_peak_memory_goes_to_log_json_and_loggers(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.INFO):
         ProgressiveFineTune()._record(trainer, SimpleNamespace(vlm=None), report)
     assert "0 s, 1234 MB at most" in caplog.text
-    assert json.loads((tmp_path / "rounds" / "round_002.json").read_text())["peak_memory_mb"] == 1234.5
+    text = (tmp_path / "rounds" / "round_002.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["peak_memory_mb"] == 1234.5
+    assert '"tau": null' in text  # NaN is no JSON
     assert (logged["round/peak_memory_mb"], logged["step"]) == (1234.5, 1000)
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -119,3 +122,25 @@ def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path
     callback.on_train_start(SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path)), small_agent())  # type: ignore[arg-type]
     assert vlm.calls[-1] == "round_001_adapter of round 1"
     assert vlm.round == 2
+
+
+def test_the_value_at_a_cut_is_that_of_the_state_that_the_last_step_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = small_agent()
+    callback, _, _ = set_up(ProgressiveFineTune(at_time_limit="bootstrap"), agent)
+    asked: list[tuple[int, float]] = []
+
+    def state_value(pixels: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        asked.append((int(pixels[0, 0, 0, 0]), float(action[0, 0])))
+        return torch.tensor([8.0])
+
+    monkeypatch.setattr(agent, "state_value", state_value)
+    pixels, false = torch.zeros(9, 40, 40, dtype=torch.uint8), torch.zeros(1, dtype=torch.bool)
+    for t in (1, 2):
+        step = {"pixels": pixels + t, "reward": torch.ones(1), "terminated": false, "truncated": false}
+        callback._add(3, TensorDict({"pixels": pixels, "action": torch.full((1,), 0.25 * t), "next": step}))
+    callback._add(3, None)
+    assert asked == [(2, 0.5)]
+    assert callback.buffer is not None
+    assert callback.buffer.rows()["g"].flatten().tolist() == pytest.approx([1 + 0.99 * (1 + 0.99 * 8), 1 + 0.99 * 8])
+    callback._add(3, None)  # nothing is open any more
+    assert len(asked) == 1

@@ -90,6 +90,18 @@ def test_eddf_of_empty_single_and_equal_buffers(g: list[float], kept: int, compa
     assert math.isnan(EDDF().threshold(torch.tensor(g), 1.0)) == (len(g) == 0)
 
 
+@pytest.mark.parametrize("compare", ["z", "unscaled"])
+def test_eddf_keeps_the_best_rows_where_three_quarters_are_the_best(compare: str) -> None:
+    # Of nine rows seven have the highest score, so the quartiles and τ are that score.
+    g = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0])
+    filter_ = EDDF(compare=compare)  # type: ignore[arg-type]
+    assert filter_.keep(g, -3.0).tolist() == (g == 1).tolist()
+    assert filter_.threshold(g, -3.0) == pytest.approx(1.0)
+    g[0] = 0.0  # six are too few: the first quartile is 0.5, and τ above all scores
+    assert not filter_.keep(g, 3.0).any()
+    assert not numpy_eddf(g.double().numpy(), 3.0).any()
+
+
 def test_other_filters() -> None:
     g = torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0])
     assert TopFraction(0.4).keep(g, 0.0).tolist() == [False, True, False, True, False]
@@ -229,6 +241,22 @@ def test_bootstrap_follows_a_time_limit_but_no_terminal() -> None:
     buffer.add(transition(1.0, truncated=True), value=10.0)
     buffer.add(transition(1.0, terminated=True), value=10.0)
     assert buffer.rows()["g"].flatten().tolist() == [6.0, 1.0]
+
+
+def test_a_cut_episode_is_truncated_where_it_was_cut() -> None:
+    for at_time_limit, value, returns in [
+        ("bootstrap", 8.0, [3.5, 5.0]),  # 1 + 0.5·(1 + 0.5·8), 1 + 0.5·8
+        ("bootstrap", None, []),
+        ("end", 8.0, [1.5, 1.0]),
+        ("end", None, [1.5, 1.0]),
+    ]:
+        buffer = EpisodeBuffer(gamma=0.5, at_time_limit=at_time_limit)  # type: ignore[arg-type]
+        for _ in range(2):
+            buffer.add(transition(1.0))
+        buffer.cut_episode(0, value)
+        buffer.cut_episode(7, value)  # an environment without an open episode
+        assert buffer.open_rows == 0
+        assert (buffer.rows()["g"].flatten().tolist() if len(buffer) else []) == returns
 
 
 def test_an_episode_that_spans_a_round_keeps_its_rows() -> None:

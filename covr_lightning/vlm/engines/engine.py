@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -50,11 +50,12 @@ class Engine(ABC):
             ConfigError: The engine cannot serve such an adapter.
         """
 
-    def check_lora(self, vlm: VLM) -> None:
+    def check_lora(self, vlm: VLM, model: Any) -> None:
         """Refuse adapter settings whose adapter could not be served, before one is trained.
 
         Args:
-            vlm: Its weights are loaded.
+            vlm: The VLM.
+            model: Its modules, with weights or without.
 
         Raises:
             ConfigError: `vlm.lora.targets` names such modules.

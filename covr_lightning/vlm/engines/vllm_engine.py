@@ -106,6 +106,6 @@ class VLLMEngine(Engine):
         number = self._ids.setdefault(name, len(self._ids) + 1)
         self._adapter = self._lora_request(name, number, str(adapter.resolve()))
 
-    def check_lora(self, vlm: VLM) -> None:
+    def check_lora(self, vlm: VLM, model: Any) -> None:
         """Refuse targets outside the language model."""
-        check_modules(vlm)
+        check_modules(vlm.lora, model)

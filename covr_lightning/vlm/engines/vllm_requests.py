@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.vlm.adapters import SETTINGS_FILE, WEIGHTS_FILE, check_adapter, lora_modules
+from covr_lightning.vlm.adapters import SETTINGS_FILE, WEIGHTS_FILE, LoRA, check_adapter, lora_modules
 from covr_lightning.vlm.grammar import CLOSING, answer_regex, longest_answer, most_integer_digits
 from covr_lightning.vlm.picking import frame_seed
 
@@ -115,13 +115,17 @@ def adapter_name(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
 
-def check_modules(vlm: VLM) -> None:
+def check_modules(lora: LoRA, model: Any) -> None:
     """Refuse adapter settings of which vLLM would serve a part only.
+
+    Args:
+        lora: The settings.
+        model: The VLM's modules.
 
     Raises:
         ConfigError: `vlm.lora.targets` names modules outside the language model.
     """
-    _check(lora_modules(vlm.model, vlm.lora), f"vlm.lora.targets is {vlm.lora.targets!r}")
+    _check(lora_modules(model, lora), f"vlm.lora.targets is {lora.targets!r}")
 
 
 def check_weights(folder: Path) -> None:

@@ -124,9 +124,9 @@ class VLLMServer(Engine):
         check_weights(adapter)
         self._adapter = adapter_name(adapter), adapter.resolve()
 
-    def check_lora(self, vlm: VLM) -> None:
+    def check_lora(self, vlm: VLM, model: Any) -> None:
         """Refuse targets outside the language model."""
-        check_modules(vlm)
+        check_modules(vlm.lora, model)
 
     def answers(self, frames: Tensor) -> list[str | None]:
         """Answers, None where there is none in the end."""

@@ -148,6 +148,9 @@ def test_what_vllm_would_serve_in_part_is_refused(stub: VLLMStub, rounds: list[P
     for targets in (["q_proj"], ".*text_model.*q_proj|lm_head"):
         vlm = vlm_at(stub, vlm={"path": str(untrained_vlm), "lora": LoRA(rank=2, targets=targets)})
         with pytest.raises(ConfigError, match=r"vlm\.lora\.targets is .* names outside the language model"):
+            vlm.check_targets()  # by the VLM's configuration alone
+        assert vlm.model is None
+        with pytest.raises(ConfigError, match=r"vlm\.lora\.targets is .* names outside the language model"):
             vlm.load_weights()
     whole = VLM(str(untrained_vlm), LoRA(rank=2, targets=["q_proj"]))
     whole.load(CARTPOLE)
@@ -156,6 +159,10 @@ def test_what_vllm_would_serve_in_part_is_refused(stub: VLLMStub, rounds: list[P
     whole.save_adapter(folder)
     with pytest.raises(ConfigError, match=r"The adapter is .*whole_adapter"):
         vlm_at(stub, vlm={"adapter": str(folder)})
+    served = vlm_at(stub, vlm={"adapter": str(rounds[0])})
+    with pytest.raises(ConfigError, match=r"The adapter is .*whole_adapter"):
+        served.load_adapter(folder, 3)
+    assert (served.round, served.adapter_folder(folder)) == (0, rounds[0])  # the one before stays in force
     with pytest.raises(ConfigError, match="where no adapter is"):
         vlm_at(stub, vlm={"adapter": str(folder.parent)})
 
