@@ -137,9 +137,11 @@ def _gpu() -> Check:
 
 
 def _carla_server() -> Check:
-    host, port = os.environ.get("CARLA_HOST", "127.0.0.1"), int(os.environ.get("CARLA_PORT", "2000"))
+    host, port = os.environ.get("CARLA_HOST") or "127.0.0.1", os.environ.get("CARLA_PORT") or "2000"
+    if not port.isdecimal():
+        return Check("CARLA server", False, f"CARLA_PORT is {port!r}, which is no port")
     try:
-        with socket.create_connection((host, port), timeout=2):
+        with socket.create_connection((host, int(port)), timeout=2):
             return Check("CARLA server", True, f"something listens on {host}:{port}")
     except OSError:
         return Check("CARLA server", False, f"nothing listens on {host}:{port} (CARLA_HOST, CARLA_PORT)")

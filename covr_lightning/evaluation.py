@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from covr_lightning import processes
 from covr_lightning.envs.base import PixelEnv
+from covr_lightning.errors import EnvironmentLost
 
 #: Deterministic actions (B, A) of observations (B, C, H, W) uint8 and of the actions before them.
 DeterministicPolicy = Callable[..., Tensor]
@@ -54,14 +55,14 @@ def play_episode(policy: DeterministicPolicy, env: PixelEnv, seed: int, record: 
         record: Keep frames, actions and rewards.
 
     Raises:
-        RuntimeError: The simulator was lost again and again.
+        EnvironmentLost: The simulator was lost again and again.
     """
     for _ in range(1 + REPLAYS):
         lost = env.lost_episodes
         result = _play(policy, env, seed, record)
         if env.lost_episodes == lost:
             return result
-    raise RuntimeError(f"The simulator was lost in {1 + REPLAYS} evaluation episodes in a row.")
+    raise EnvironmentLost(f"The simulator was lost in {1 + REPLAYS} evaluation episodes in a row")
 
 
 @torch.no_grad()

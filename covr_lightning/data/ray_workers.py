@@ -69,6 +69,7 @@ class RayWorkers(Workers):
             ray_constants.ENABLE_RAY_CLUSTER = False
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
             ray_init |= {
+                "address": "local",  # whatever RAY_ADDRESS says
                 "num_cpus": max(multiprocessing.cpu_count(), int(np.ceil(self.workers * self.cpus_per_worker))),
                 "_node_ip_address": "127.0.0.1",
                 "include_dashboard": False,

@@ -105,6 +105,9 @@ class DMControlEnv(PixelEnv):
 
         domain, task = spec.task.split("-")
         self._env = suite.load(domain, task, task_kwargs={"random": seed})
+        buffer = self._env.physics.model.vis.global_  # what pictures are drawn in: 640×480, unless they are larger
+        buffer.offheight = max(buffer.offheight, spec.frame_height)
+        buffer.offwidth = max(buffer.offwidth, spec.frame_width)
         self._render_flags: dict[str, bool] | None = None
         if rendering == "fast":
             self._env.physics.model.vis.quality.offsamples = 0

@@ -144,13 +144,21 @@ class EnvProcess(PixelEnv):
             self._ask_surely("set_random_state", state)
 
     def send_reset(self) -> None:
-        """Let the process begin an episode; one that is down is started first, after its wait."""
+        """Let the process begin an episode; one that is down is started first, after its wait.
+
+        Not once the run is to stop: then :meth:`draw_episode` gives it no episode.
+        """
+        if self._child is None and stop_signals.requested is not None:
+            return
         if not self._restored:
             self._running().send("draw_episode", seconds=self.settings.start_timeout_seconds)
 
     def draw_episode(self) -> tuple[dict[str, Any], np.ndarray]:
         """Start an episode, with as many restarts as it takes and are allowed."""
         while True:
+            if self._child is None and stop_signals.requested is not None:
+                # The step in which a signal came is to end, and be saved; the resumed run starts the process.
+                return {"restart_seed": self._seed_of_restart()}, self._frame
             if self._child is None or self._child.awaited != "draw_episode":
                 self.send_reset()
             try:
@@ -195,9 +203,10 @@ class EnvProcess(PixelEnv):
     def episode_state(self) -> dict[str, Any]:
         """The running episode, and how often the process was started again; nothing to continue while it is down."""
         state = super().episode_state()
-        if self._child is None:
+        down = self._child is None
+        if down:
             state["pixels"] = None
-        return {**state, "restarts": self.restarts}
+        return {**state, "restarts": self.restarts + down}  # the next one's seed is saved, and not to come twice
 
     def restore_episode(self, state: dict[str, Any]) -> bool:
         """Continue an episode, saved here or by the environment in its trainer's process."""

@@ -137,3 +137,10 @@ def test_episode_statistics_by_hand() -> None:
 def test_wrong_settings(settings: dict, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         DMControl(**settings)
+
+
+def test_frames_larger_than_mujocos_buffer() -> None:
+    e = DMControl("cartpole-swingup", size=500, rendering="fast").make(0)
+    frame = e.reset()["pixels"][-3:]
+    assert frame.shape == (3, 500, 500)
+    assert frame[:, :20].float().std() > 0 or frame[:, -20:].float().std() > 0

@@ -22,6 +22,7 @@ from covr_lightning.envs.base import PixelEnv
 from covr_lightning.envs.batch import EnvBatch
 from covr_lightning.envs.process import EnvProcess, EnvProcesses
 from covr_lightning.errors import ConfigError, EnvironmentLost
+from covr_lightning.stopping import stop_signals
 from tests.envs.puppet import EPISODE_STEPS, EXIT, KILL, MEET, PLAIN, RAISE, STOP, Puppet
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,47 @@ def test_a_process_found_dead_when_saving_leaves_no_episode_but_a_seed(puppet: E
     assert puppet.restore_episode({**state, "restarts": 40})
     assert puppet.restarts == 40
     assert torch.equal(puppet.reset()["pixels"], state["pixels"])
+
+
+def test_a_seed_of_a_restart_does_not_come_again_after_a_resume() -> None:
+    settings = EnvProcesses(restarts=9, first_wait_seconds=0.01, longest_wait_seconds=0.01)
+    one, resumed = (EnvProcess(Puppet(), seed=11, settings=settings) for _ in range(2))
+    try:
+        one.reset()
+        step(one, KILL)
+        saved = one.episode_state()
+        begins = []
+        for env in (one, resumed):
+            if env is resumed:
+                assert not env.restore_episode(saved)
+            begins.append([env.reset()["pixels"]])
+            for _ in range(2):
+                step(env, KILL)
+                begins[-1].append(env.reset()["pixels"])
+    finally:
+        one.close()
+        resumed.close()
+    assert all(torch.equal(a, b) for a, b in zip(*begins, strict=True))
+    assert not torch.equal(begins[0][0], begins[0][1])
+
+
+def test_a_signal_while_a_process_is_down_ends_the_step_without_using_up_restarts(
+    puppet: EnvProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puppet.reset()
+    before = step(puppet, PLAIN)["pixels"]
+    step(puppet, KILL)
+    restarts = puppet.restarts
+    with monkeypatch.context() as stopped:
+        stopped.setattr(stop_signals, "requested", signal.SIGTERM)
+        given = puppet.reset()["pixels"]
+        state = puppet.episode_state()
+    assert torch.equal(given, torch.cat([before[-3:]] * 2))
+    assert (puppet.pid, puppet.restarts, state["pixels"]) == (None, restarts, None)
+    assert state["next_episode"].keys() == {"restart_seed"}
+    assert torch.equal(puppet.reset()["pixels"], Puppet().make(state["next_episode"]["restart_seed"]).reset()["pixels"])
+    for _ in range(EPISODE_STEPS):
+        step(puppet, PLAIN)
 
 
 def test_a_seed_set_for_the_next_episode_outlives_the_process(puppet: EnvProcess) -> None:

@@ -6,12 +6,16 @@ Places along the road are given as s, metres along its reference line, and d, me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 from covr_lightning.errors import ConfigError
+
+#: How far one segment of a road may turn: places along it are found by their angle, which comes again after a circle.
+MAX_TURN = 2 * math.pi / 3
 
 
 @dataclass(frozen=True)
@@ -263,10 +267,37 @@ def load_scenario(name: str) -> Scenario:
 
 
 def _check(scenario: Scenario, path: Path) -> None:
-    lanes = scenario.road.lanes
-    wrong = sorted({*scenario.ego.lanes, *scenario.traffic.lanes} - set(range(1, lanes + 1)))
+    road, traffic, rules = scenario.road, scenario.traffic, scenario.rules
+    wrong = sorted({*scenario.ego.lanes, *traffic.lanes} - set(range(1, road.lanes + 1)))
     if wrong:
-        raise ConfigError(f"The scenario {path} names lane {wrong[0]}, but its road has lanes 1 to {lanes}.")
-    length = sum(segment[0] for segment in scenario.road.segments)
+        raise ConfigError(f"The scenario {path} names lane {wrong[0]}, but its road has lanes 1 to {road.lanes}.")
+    length = sum(segment[0] for segment in road.segments)
     if not 0 <= scenario.ego.s[0] <= scenario.ego.s[1] < length:
         raise ConfigError(f"The scenario {path} starts at s = {scenario.ego.s}, but its road is {length:g} m long.")
+    for long, curvature in road.segments:
+        if long <= 0 or abs(long * curvature) > MAX_TURN:
+            raise ConfigError(
+                f"The scenario {path} has a road segment of {long:g} m and curvature {curvature:g}; it must be longer "
+                f"than 0 and turn by {math.degrees(MAX_TURN):.0f}° at most: divide it."
+            )
+    places = [("parked", one.s) for one in scenario.parked] + [("crossings", one.s) for one in scenario.crossings]
+    for kind, s in places:
+        if not 0 <= s <= length:
+            raise ConfigError(f"The scenario {path} has {kind} at s = {s:g}, but its road is {length:g} m long.")
+    ranges: dict[str, Sequence[float]] = {
+        "traffic.vehicles": traffic.vehicles, "traffic.s": traffic.s, "traffic.speed": traffic.speed,
+    }  # fmt: skip
+    for i, crossing in enumerate(scenario.crossings):
+        ranges |= {f"crossings.{i}.trigger_seconds": crossing.trigger_seconds, f"crossings.{i}.speed": crossing.speed}
+    for key, (low, high) in ranges.items():
+        if not 0 <= low <= high:
+            raise ConfigError(f"The scenario {path} has {key}: [{low:g}, {high:g}]; it must be a range from 0 or more.")
+    least = {
+        "rules.max_env_steps": rules.max_env_steps, "rules.colliding_env_steps": rules.colliding_env_steps,
+        "rules.stuck_check_env_steps": rules.stuck_check_env_steps, "camera.size": scenario.camera.size,
+    }  # fmt: skip
+    for key, value in least.items():
+        if value < 1:
+            raise ConfigError(f"The scenario {path} has {key}: {value}; it must be at least 1.")
+    if scenario.tick_seconds <= 0:
+        raise ConfigError(f"The scenario {path} has tick_seconds: {scenario.tick_seconds:g}; it must be above 0.")

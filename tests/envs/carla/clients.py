@@ -20,7 +20,7 @@ from covr_lightning.envs.driving.carla import connection as carla_connection
 from covr_lightning.envs.driving.carla import server as carla_server
 from covr_lightning.envs.driving.carla.connection import QUIET_SECONDS
 from covr_lightning.envs.driving.carla.server import group_lives
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, EnvironmentLost
 from tests.envs.carla.observer import observe
 from tests.envs.carla.processes import MIXED
 
@@ -273,7 +273,7 @@ def gone_for_good(port: int) -> str:
     step(env, 0.0, 1.0)
     try:
         env.reset()
-    except ConfigError as error:
+    except EnvironmentLost as error:
         return str(error)
     return ""
 

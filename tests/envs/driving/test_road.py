@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
@@ -16,9 +18,9 @@ from covr_lightning.envs.driving.road.bodies import CAR
 from covr_lightning.envs.driving.road.simulator import RoadSimulator
 from covr_lightning.envs.driving.road.track import Pose
 from covr_lightning.envs.driving.road.traffic import Vehicle, advance_vehicles
-from covr_lightning.envs.driving.scenario import load_scenario
+from covr_lightning.envs.driving.scenario import load_scenario, shipped_scenarios
 from covr_lightning.envs.driving.simulator import DrivingSimulator, SimulatorLost, SimulatorTaken, Tick
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, EnvironmentLost
 from covr_lightning.evaluation import play_episode
 
 
@@ -151,7 +153,7 @@ def test_a_lost_evaluation_episode_is_played_again() -> None:
     assert (env.resets, env.lost_episodes, result.agent_steps) == (2, 1, 1)
     assert result.episode_return == pytest.approx(0.2)
     env = Still(Road("ghost_pedestrian").spec, Scripted([SimulatorLost("gone")] * 9), 0)
-    with pytest.raises(RuntimeError, match="4 evaluation episodes"):
+    with pytest.raises(EnvironmentLost, match="4 evaluation episodes"):
         play_episode(policy, env, seed=1)
 
 
@@ -300,3 +302,17 @@ def test_wrong_settings() -> None:
         Road(action_repeat=0)
     with pytest.raises(ConfigError, match=r"data\.env\.scenario"):
         Road("motorway")
+
+
+def test_frames_larger_than_mujocos_buffer(tmp_path: Path) -> None:
+    content = yaml.safe_load(shipped_scenarios()["highway"].read_text())
+    frames = {}
+    for size in (128, 704):
+        content["camera"] = {"size": size}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+        env = Road(str(tmp_path / "mine.yaml")).make(0)
+        frames[size] = env.reset()["pixels"][-3:].float()
+        env.close()
+    reduced = torch.nn.functional.interpolate(frames[704][None], size=(128, 128), mode="area")[0]
+    # Not cut off at the buffer's edge: where the small one has a picture, the large one has the same.
+    assert (reduced - frames[128]).abs().mean() < 6

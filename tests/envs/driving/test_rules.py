@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from covr_lightning.envs.driving.rules import Progress, advance, tick_reward
 from covr_lightning.envs.driving.scenario import EpisodeRules, load_scenario, shipped_scenarios
@@ -101,3 +103,31 @@ def test_wrong_lane_and_start_are_named(tmp_path: Path) -> None:
         load_scenario(str(path))
     with pytest.raises(ConfigError, match="ghost_pedestrian, highway"):
         load_scenario("motorway")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("traffic", "vehicles"), [10, 5], r"traffic\.vehicles: \[10, 5\]; it must be a range"),
+        (("traffic", "speed"), [-1.0, 5.0], r"traffic\.speed: \[-1, 5\]; it must be a range from 0"),
+        (("crossings", 0, "speed"), [3.0, 1.0], r"crossings\.0\.speed: \[3, 1\]"),
+        (("crossings", 1, "s"), 9000.0, r"crossings at s = 9000, but its road is 700 m long"),
+        (("parked", 0, "s"), -1.0, r"parked at s = -1, but its road is 700 m long"),
+        (("rules", "stuck_check_env_steps"), 0, r"rules\.stuck_check_env_steps: 0; it must be at least 1"),
+        (("camera", "size"), 0, r"camera\.size: 0; it must be at least 1"),
+        (("tick_seconds",), 0.0, r"tick_seconds: 0; it must be above 0"),
+        (("road", "segments"), [[1200.0, 0.01]], r"1200 m and curvature 0\.01; .* 120° at most: divide it"),
+    ],
+)
+def test_a_scenario_that_would_fail_later_is_refused(
+    keys: tuple[str | int, ...], value: Any, message: str, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(shipped_scenarios()["ghost_pedestrian"].read_text())
+    below: Any = content
+    for key in keys[:-1]:
+        below = below[key] if not isinstance(below, dict) else below.setdefault(key, {})
+    below[keys[-1]] = value
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=rf"The scenario .*mine\.yaml .*{message}"):
+        load_scenario(str(path))

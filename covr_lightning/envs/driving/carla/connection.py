@@ -20,7 +20,7 @@ from covr_lightning.envs.driving.carla.server import CarlaServer
 from covr_lightning.envs.driving.carla.traffic import TrafficDriver
 from covr_lightning.envs.driving.scenario import Scenario
 from covr_lightning.envs.driving.simulator import SimulatorLost
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, EnvironmentLost
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class CarlaConnection:
             attempts: How often at most.
 
         Raises:
-            ConfigError: After the last attempt.
+            EnvironmentLost: After the last attempt.
         """
         for attempt in range(attempts + 1):
             try:
@@ -143,9 +143,9 @@ class CarlaConnection:
                 yield
             if attempt < attempts:
                 time.sleep(min(2.0**attempt, LONGEST_WAIT_SECONDS))
-        raise ConfigError(
-            f"The CARLA server at {self.address} did not come back after {attempts} attempts (data.env.reconnects): "
-            "start it again, and go on from the newest checkpoint."
+        raise EnvironmentLost(
+            f"The CARLA server at {self.address} did not come back in {attempts + 1} attempts (data.env.reconnects: "
+            f"{attempts}); start it again"
         )
 
     def _restart(self, server: CarlaServer) -> None:
@@ -363,12 +363,15 @@ def _town(name: str) -> str:
 
 @cache
 def _machine() -> str:
-    """Eight digits that tell this machine, since it was started, or this container, from others."""
-    try:
+    """Eight digits that tell this machine, since it was started, or this container, from others.
+
+    A container may have its machine's name; that process numbers mean others in it is told by their namespace.
+    """
+    boot = namespace = ""
+    with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        boot = ""
-    return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {boot} {namespace}".encode()).hexdigest()[:8]
 
 
 def _started(pid: int) -> str:

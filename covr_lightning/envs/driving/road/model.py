@@ -63,6 +63,8 @@ def build_model(scenario: Scenario, track: Track, cars: int, vans: int, pedestri
     look = RAIN if scenario.raining else DAY
     spec = mujoco.MjSpec()
     _visuals(spec, look)
+    size = scenario.camera.size
+    spec.visual.global_.offheight, spec.visual.global_.offwidth = max(480, size), max(640, size)  # to draw in
     _materials(spec, look)
     _road(spec, scenario, track)
     for i in range(cars):
