@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from covr_lightning.envs.driving.road import bodies
-from covr_lightning.envs.driving.road.bodies import CAR, PEDESTRIAN, VAN, Kind, corners, drive, impulse, touching
+from covr_lightning.envs.driving.road.bodies import CAR, PEDESTRIAN, VAN, Body, Kind, contact, corners, drive, impulse
 from covr_lightning.envs.driving.road.track import Pose
 
 
@@ -64,6 +64,10 @@ def naive_touching(a: Pose, kind_a: Kind, b: Pose, kind_b: Kind) -> bool:
     return False
 
 
+def touching(a: Pose, kind_a: Kind, b: Pose, kind_b: Kind) -> bool:
+    return contact(Body(a, kind_a, (0.0, 0.0)), Body(b, kind_b, (0.0, 0.0))) is not None
+
+
 def test_touching_equals_a_search_over_points() -> None:
     rng = np.random.default_rng(0)
     hits = 0
@@ -87,9 +91,40 @@ def test_corners_by_hand() -> None:
     assert np.allclose(corners(Pose(1, 1, math.pi / 2), kind), [(0, 3), (2, 3), (2, -1), (0, -1)])
 
 
-def test_impulse_grows_with_the_speed_difference() -> None:
-    # μ of two cars of 1800 kg is 900 kg; 900 · |10 − 4| = 5400 N·s.
-    assert impulse(CAR, (10.0, 0.0), CAR, (4.0, 0.0)) == pytest.approx(5400)
-    assert impulse(CAR, (10.0, 0.0), CAR, (10.0, 0.0)) == 0.0
+def test_impulse_grows_with_the_speed_at_which_bodies_meet() -> None:
+    # μ of two cars of 1800 kg is 900 kg; 900 · 6 = 5400 N·s.
+    assert impulse(CAR, CAR, 6.0) == pytest.approx(5400)
+    assert impulse(CAR, CAR, 0.0) == 0.0
     # A pedestrian does not give way: μ is the car's mass.
-    assert impulse(CAR, (3.0, 4.0), PEDESTRIAN, (0.0, 0.0)) == pytest.approx(1800 * 5)
+    assert impulse(CAR, PEDESTRIAN, 5.0) == pytest.approx(1800 * 5)
+
+
+@pytest.mark.parametrize(
+    ("car", "other", "normal", "depth", "approach"),
+    [
+        # From behind into a car that stands: half a metre inside, though it is only 0.4 m inside sideways.
+        ((10.0, 0.0), (4.1, 1.5, CAR, (0.0, 0.0)), (-1.0, 0.0), 0.5, 10.0),
+        # Side by side at the same speed: whichever way is out soonest, and no impact.
+        ((10.0, 0.0), (1.0, 1.85, CAR, (10.0, 0.0)), (0.0, -1.0), 0.05, 0.0),
+        # The other one drifts into this one's side.
+        ((10.0, 0.0), (1.0, 1.85, CAR, (10.0, -0.5)), (0.0, -1.0), 0.05, 0.5),
+        # A pedestrian walks into its flank, behind its middle, from the left.
+        ((8.0, 0.0), (-1.33, 1.15, PEDESTRIAN, (0.0, -1.3)), (0.0, -1.0), 0.05, 1.3),
+        # A pedestrian before its bonnet, walking the same way across.
+        ((8.0, 0.0), (2.35, 0.9, PEDESTRIAN, (0.0, -1.3)), (-1.0, 0.0), 0.2, 8.0),
+        # Hit from behind.
+        ((5.0, 0.0), (-4.5, 0.0, CAR, (8.0, 0.0)), (1.0, 0.0), 0.1, 3.0),
+    ],
+)
+def test_the_sides_that_met(
+    car: tuple[float, float],
+    other: tuple[float, float, Kind, tuple[float, float]],
+    normal: tuple[float, float],
+    depth: float,
+    approach: float,
+) -> None:
+    x, y, kind, velocity = other
+    met = contact(Body(Pose(0, 0, 0), CAR, car), Body(Pose(x, y, 0), kind, velocity))
+    assert met is not None
+    assert met.normal == pytest.approx(normal)
+    assert (met.depth, met.approach) == pytest.approx((depth, approach))

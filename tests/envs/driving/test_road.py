@@ -183,6 +183,21 @@ def test_running_into_a_parked_van_stops_the_car(street: DrivingEnv) -> None:
     assert pushes == pytest.approx([1800 * 2500 / 4300 * 0.2] * 20)
 
 
+def test_who_walks_into_a_passing_car_s_side_does_not_stop_it(street: DrivingEnv) -> None:
+    street.reset()
+    sim = simulator(street)
+    walker = sim.pedestrians[0]
+    sim.vehicles, sim.pedestrians = [], [walker]
+    start, way = walker.crossing.start_d, math.copysign(1.0, walker.crossing.end_d - walker.crossing.start_d)
+    # The car's middle is 1.5 m past the walker, who is 3 cm from its side.
+    sim.ego, sim.speed = Pose(*sim.track.pose(walker.crossing.s + 1.5, start + way * 1.23)), 8.0
+    walker.d, walker.speed, walker.walking = start, 1.3, True
+    ticks = [sim.tick(0.0, 0.0) for _ in range(8)]
+    assert [tick.collision for tick in ticks if tick.collision] == pytest.approx([1800 * 1.3], rel=0.01)
+    assert walker.hit
+    assert sim.speed > 7.5
+
+
 def test_a_hit_pedestrian_stays_and_the_episode_ends(street: DrivingEnv) -> None:
     street.set_seed(0)
     street.reset()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from covr_lightning.envs.driving.road.track import Pose
+
+#: m/s below which bodies do not count as coming together.
+_STANDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,14 @@ class Kind:
     length: float
     width: float
     mass: float
+
+
+class Body(NamedTuple):
+    """Place, box and velocity (m/s in the plane) of somebody on the road."""
+
+    pose: Pose
+    kind: Kind
+    velocity: tuple[float, float]
 
 
 CAR = Kind(4.6, 1.9, 1800.0)
@@ -67,29 +79,54 @@ def corners(pose: Pose, kind: Kind) -> list[tuple[float, float]]:
     return [(pose.x + a * c - b * s, pose.y + a * s + b * c) for a, b in half]
 
 
-def touching(pose: Pose, kind: Kind, other: Pose, other_kind: Kind) -> bool:
-    """Whether two oriented boxes overlap (separating axes: no side of either box has the other wholly outside)."""
+class Contact(NamedTuple):
+    """Where two overlapping boxes met.
+
+    Attributes:
+        normal: Unit vector from the other body to this one, across the sides that met.
+        depth: How far they overlap along it, metres.
+        approach: Speed at which they come together along it, m/s; 0 if they do not.
+    """
+
+    normal: tuple[float, float]
+    depth: float
+    approach: float
+
+
+def contact(body: Body, other: Body) -> Contact | None:
+    """Whether, and across which sides, two oriented boxes touch; None if they do not.
+
+    They overlap if no side of either box has the other wholly outside (separating axes). Of these axes the one along
+    which the boxes came to overlap last, at their present velocities, is that of the sides that met; boxes that do not
+    come together have that of the least overlap.
+    """
+    (pose, kind, velocity), (other_pose, other_kind, other_velocity) = body, other
     reach = math.hypot(kind.length, kind.width) / 2 + math.hypot(other_kind.length, other_kind.width) / 2
-    if math.hypot(pose.x - other.x, pose.y - other.y) > reach:
-        return False
-    mine, theirs = corners(pose, kind), corners(other, other_kind)
-    for heading in (pose.heading, pose.heading + math.pi / 2, other.heading, other.heading + math.pi / 2):
+    dx, dy = pose.x - other_pose.x, pose.y - other_pose.y
+    if math.hypot(dx, dy) > reach:
+        return None
+    mine, theirs = corners(pose, kind), corners(other_pose, other_kind)
+    found: list[tuple[float, float, Contact]] = []
+    for heading in (pose.heading, pose.heading + math.pi / 2, other_pose.heading, other_pose.heading + math.pi / 2):
         c, s = math.cos(heading), math.sin(heading)
-        a = [x * c + y * s for x, y in mine]
-        b = [x * c + y * s for x, y in theirs]
-        if max(a) < min(b) or max(b) < min(a):
-            return False
-    return True
+        if dx * c + dy * s < 0:
+            c, s = -c, -s
+        a, b = ([x * c + y * s for x, y in box] for box in (mine, theirs))
+        depth = max(b) - min(a)
+        if depth < 0:
+            return None
+        approach = (other_velocity[0] - velocity[0]) * c + (other_velocity[1] - velocity[1]) * s
+        since = depth / approach if approach > _STANDING else math.inf
+        found.append((since, depth, Contact((c, s), depth, max(0.0, approach))))
+    return min(found, key=lambda one: one[:2])[2]
 
 
-def impulse(kind: Kind, velocity: tuple[float, float], other: Kind, other_velocity: tuple[float, float]) -> float:
-    """Impulse (N·s) of a perfectly inelastic impact: μ·|Δv| with the reduced mass μ = 1/(1/m₁ + 1/m₂).
+def impulse(kind: Kind, other: Kind, approach: float) -> float:
+    """Impulse (N·s) of a perfectly inelastic, frictionless impact: μ·Δv with the reduced mass μ = 1/(1/m₁ + 1/m₂).
 
     Args:
         kind: One body.
-        velocity: Its velocity in the plane, m/s.
         other: The other body.
-        other_velocity: Its velocity.
+        approach: Δv, the speed at which they come together across the sides that met, m/s.
     """
-    mu = 1 / (1 / kind.mass + 1 / other.mass)
-    return mu * math.hypot(velocity[0] - other_velocity[0], velocity[1] - other_velocity[1])
+    return approach / (1 / kind.mass + 1 / other.mass)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from covr_lightning.envs.driving.road import bodies
-from covr_lightning.envs.driving.road.bodies import CAR, PEDESTRIAN, VAN, Kind
+from covr_lightning.envs.driving.road.bodies import CAR, PEDESTRIAN, VAN, Body
 from covr_lightning.envs.driving.road.scene import RoadScene
 from covr_lightning.envs.driving.road.track import Pose, Track
 from covr_lightning.envs.driving.road.traffic import (
@@ -21,15 +20,6 @@ from covr_lightning.envs.driving.road.traffic import (
 )
 from covr_lightning.envs.driving.scenario import Scenario
 from covr_lightning.envs.driving.simulator import DrivingSimulator, RoadView, Tick
-
-
-class _Body(NamedTuple):
-    """Place, box and velocity (m/s in the plane) of somebody on the road."""
-
-    pose: Pose
-    kind: Kind
-    velocity: tuple[float, float]
-
 
 #: A car closer than this to the driven car's start is moved out of the way, metres.
 START_CLEARANCE = 8.0
@@ -67,7 +57,11 @@ class RoadSimulator(DrivingSimulator):
         self.scene.reset(self.rng, s)
 
     def tick(self, steer: float, throttle: float) -> Tick:
-        """Move everybody; a driven car that runs into somebody stops at them and takes their speed along its way."""
+        """Move everybody; a driven car that runs into somebody loses the speed at which it does, and stays outside.
+
+        So in front of somebody it stops or takes their speed, and along somebody's side it drives on. The others'
+        motion is their own.
+        """
         dt = self.scenario.tick_seconds
         before = self.ego
         pose, speed = bodies.drive(self.ego, self.speed, steer, throttle, dt)
@@ -77,13 +71,15 @@ class RoadSimulator(DrivingSimulator):
         for pedestrian in self.pedestrians:
             pedestrian.advance(s, along, dt)
 
-        velocity = (speed * math.cos(pose.heading), speed * math.sin(pose.heading))
+        ahead = math.cos(pose.heading), math.sin(pose.heading)
         collision = 0.0
         for other, body in self._others():
-            if bodies.touching(pose, CAR, body.pose, body.kind):
-                collision += bodies.impulse(CAR, velocity, body.kind, body.velocity)
-                push = body.velocity[0] * math.cos(pose.heading) + body.velocity[1] * math.sin(pose.heading)
-                pose, speed = Pose(before.x, before.y, pose.heading), min(speed, max(0.0, push))
+            touch = bodies.contact(Body(pose, CAR, (speed * ahead[0], speed * ahead[1])), body)
+            if touch is not None:
+                (x, y), depth, approach = touch
+                collision += bodies.impulse(CAR, body.kind, approach)
+                pose = Pose(pose.x + depth * x, pose.y + depth * y, pose.heading)
+                speed = max(0.0, min(speed, speed + approach * (x * ahead[0] + y * ahead[1])))
                 if isinstance(other, Pedestrian):
                     other.hit = True
         crossed = self._crossed_markings(before, pose)
@@ -99,15 +95,15 @@ class RoadSimulator(DrivingSimulator):
             end_of_road=s >= self.track.length,
         )
 
-    def _others(self) -> list[tuple[Vehicle | Pedestrian, _Body]]:
+    def _others(self) -> list[tuple[Vehicle | Pedestrian, Body]]:
         """Everybody but the driven car, and their bodies."""
-        others: list[tuple[Vehicle | Pedestrian, _Body]] = []
+        others: list[tuple[Vehicle | Pedestrian, Body]] = []
         for v in self.vehicles:
             heading = self.track.heading(v.s)
             velocity = (v.speed * math.cos(heading), v.speed * math.sin(heading))
-            others.append((v, _Body(v.pose(self.track), v.kind, velocity)))
+            others.append((v, Body(v.pose(self.track), v.kind, velocity)))
         for p in self.pedestrians:
-            others.append((p, _Body(p.pose(self.track), PEDESTRIAN, pedestrian_velocity(p, self.track))))
+            others.append((p, Body(p.pose(self.track), PEDESTRIAN, pedestrian_velocity(p, self.track))))
         return others
 
     def _crossed_markings(self, before: Pose, after: Pose) -> int:

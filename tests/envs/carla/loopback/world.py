@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from covr_lightning.envs.driving.road.bodies import Kind, drive, impulse, touching
+from covr_lightning.envs.driving.road.bodies import Body, Kind, contact, drive, impulse
 from covr_lightning.envs.driving.road.track import Pose
 from tests.envs.carla.loopback.blueprints import BY_NAME
 from tests.envs.carla.loopback.rpc import RpcError
 
 #: Half heights of the boxes, metres: vehicles and sensors, walkers.
 HALF_HEIGHT, HALF_WALKER = 0.75, 0.9
+STILL = (0.0, 0.0)
 
 
 @dataclass
@@ -172,7 +173,7 @@ class World:
     def _touch(self, one: Actor, other: Actor) -> bool:
         if one.kind is None or other.kind is None or one is other:
             return False
-        return touching(one.place.pose, one.kind, other.place.pose, other.kind)
+        return contact(Body(one.place.pose, one.kind, STILL), Body(other.place.pose, other.kind, STILL)) is not None
 
     def _collide(self, before: dict[int, Pose]) -> list[Collision]:
         bodies = [actor for actor in self.actors.values() if actor.kind]
@@ -188,8 +189,8 @@ class World:
         assert one.kind
         assert other.kind
         va, vb = one.velocity, other.velocity
-        size = impulse(one.kind, va[:2], other.kind, vb[:2])
         dx, dy = va[0] - vb[0], va[1] - vb[1]
+        size = impulse(one.kind, other.kind, math.hypot(dx, dy))
         norm = math.hypot(dx, dy) or 1.0
         push = (-size * dx / norm, -size * dy / norm, 0.0)
         for actor in (one, other):
