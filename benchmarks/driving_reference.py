@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from covr_lightning.callbacks.vlm_acts import HeldAnswers
 from covr_lightning.data.datamodule import EVAL_SEED_OFFSET
 from covr_lightning.envs.driving import DrivingEnv, Road
 from covr_lightning.envs.driving.drivers import LaneKeepingDriver, RandomDriver
+from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.vlm.vlm import VLM
 
 #: Chooses [steer, throttle] from the environment and its newest frame (H, W, 3) uint8.
@@ -49,7 +49,7 @@ def random_actions() -> Policy:
     return lambda env, frame: driver.action(env.simulator.view())
 
 
-def vlm_acts(vlm: VLM, counts: SimpleNamespace) -> Policy:
+def vlm_acts(vlm: VLM, counts: Answers) -> Policy:
     """The VLM alone, asked at every step."""
     answers = HeldAnswers(vlm, action_dim=2, hold_agent_steps=1, counts=counts)
 
@@ -91,7 +91,7 @@ def main() -> None:
     rows = []
     for scenario in arguments.scenarios:
         env = Road(scenario).make(0)
-        vlm, counts = VLM(), SimpleNamespace(asked=0, unparsable=0)
+        vlm, counts = VLM(), Answers()
         vlm.load(env.env_spec)
         policies: dict[str, Policy] = {
             "lane keeper": scripted(blind=False),
