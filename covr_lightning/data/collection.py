@@ -17,7 +17,7 @@ from covr_lightning.random_state import seed_of
 
 #: Keys of a transition that go into the replay; what else a collector adds is left out.
 TRANSITION_KEYS: tuple[str | tuple[str, str], ...] = ("env", "pixels", "previous_action", "action")
-TRANSITION_KEYS += tuple(("next", key) for key in ("pixels", "reward", "done", "terminated", "truncated"))
+TRANSITION_KEYS += tuple(("next", key) for key in ("pixels", "reward", "done", "terminated", "truncated", "lost"))
 
 
 class Collection(ABC):

@@ -305,12 +305,12 @@ class ExperienceData(ResumingData):
             Agent steps of all processes.
         """
         counters, agent_steps = self.counters, len(collected) * processes.count()
-        rows, finite = self._experience.prepare(collected)
+        rows, usable = self._experience.prepare(collected)
         before, first = counters.agent_steps, self.warmup_agent_steps - 1
         counters.agent_steps += agent_steps
         counters.env_steps += agent_steps * self.spec.action_repeat
         self._updates_owed += self.updates_per_agent_step * (max(counters.agent_steps, first) - max(before, first))
-        self._experience.add(rows, finite)
+        self._experience.add(rows, usable)
         return agent_steps
 
     def teardown(self, stage: str) -> None:

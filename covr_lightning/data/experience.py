@@ -78,17 +78,22 @@ class Experience:
         return self.replay.storage
 
     def prepare(self, collected: TensorDictBase) -> tuple[TensorDictBase, list[bool]]:
-        """Collected transitions (M,) as rows of D, without answers yet, and which of them have a finite reward."""
+        """Collected transitions (M,) as rows of D, without answers yet, and which of them can be learnt from.
+
+        Not those whose simulator was lost in them, nor those whose reward is not finite.
+        """
         n, action_dim = len(collected), collected["action"].shape[-1]
+        lost = collected.pop(("next", "lost")).flatten().tolist()
         rows = collected.set("a_v", torch.zeros(n, action_dim))
         rows["a_v_valid"] = torch.zeros(n, 1, dtype=torch.bool)
         rows["vlm_round"] = torch.full((n, 1), -1)
-        return rows, [self._finite.allows("reward", self._counters, reward) for reward in rows["next", "reward"]]
+        rewards = zip(rows["next", "reward"], lost, strict=True)
+        return rows, [not gone and self._finite.allows("reward", self._counters, r) for r, gone in rewards]
 
-    def add(self, rows: TensorDictBase, finite: list[bool]) -> None:
-        """Write rows (M,) into D; one that is not finite is left out, and ends the episode before it."""
+    def add(self, rows: TensorDictBase, usable: list[bool]) -> None:
+        """Write rows (M,) into D; one that cannot be learnt from is left out, and ends the episode before it."""
         begin = 0
-        for row in (i for i, is_finite in enumerate(finite) if not is_finite):
+        for row in (i for i, is_usable in enumerate(usable) if not is_usable):
             self._write(rows[begin:row])
             self._leave_out(int(rows["env"][row]), bool(rows["next", "done"][row]))
             begin = row + 1

@@ -107,6 +107,9 @@ class PixelEnv(EnvBase, ABC):
 
     #: Episodes that were cut because the simulator died or hung.
     lost_episodes: int = 0
+    #: Whether the newest step was not carried out to its end, because the simulator was lost or taken in it. The
+    #: transition is then none to learn from: its frame is the one before, and its reward not all of it.
+    step_lost: bool = False
     #: Whether the simulator does the same again from the same random state and actions.
     repeatable: bool = True
 
@@ -123,7 +126,8 @@ class PixelEnv(EnvBase, ABC):
         self.observation_spec = Composite(
             pixels=Bounded(
                 0, 255, (spec.channels, spec.frame_height, spec.frame_width), dtype=torch.uint8, device="cpu"
-            )
+            ),
+            lost=Categorical(2, (1,), dtype=torch.bool),
         )
         self.action_spec = Bounded(-1.0, 1.0, (spec.action_dim,), dtype=torch.float32)
         self.reward_spec = Unbounded((1,), dtype=torch.float32)
@@ -228,7 +232,7 @@ class PixelEnv(EnvBase, ABC):
         """Finish the agent step that :meth:`send_action` began.
 
         Returns:
-            ``pixels``, ``reward`` (1,) float32, and ``done``, ``terminated``, ``truncated``, each (1,) bool.
+            ``pixels``, ``reward`` (1,) float32, and ``done``, ``terminated``, ``truncated``, ``lost``, each (1,) bool.
         """
         frame, reward, terminated, truncated = self.simulator_receive()
         self._stack.append(_channels_first(frame))
@@ -239,6 +243,7 @@ class PixelEnv(EnvBase, ABC):
                 "done": torch.tensor([terminated or truncated]),
                 "terminated": torch.tensor([terminated]),
                 "truncated": torch.tensor([truncated and not terminated]),
+                "lost": torch.tensor([self.step_lost]),
             }
         )
 
@@ -267,6 +272,7 @@ class PixelEnv(EnvBase, ABC):
                 "done": flag,
                 "terminated": flag.clone(),
                 "truncated": flag.clone(),
+                "lost": flag.clone(),
             }
         )
 

@@ -51,6 +51,7 @@ class EnvBatch(EnvBase):
             ),
             env=Unbounded((n,), dtype=torch.int64),
             previous_action=Bounded(-1.0, 1.0, (n, spec.action_dim), dtype=torch.float32),
+            lost=Categorical(2, (n, 1), dtype=torch.bool),
             shape=(n,),
         )
         self.action_spec = Bounded(-1.0, 1.0, (n, spec.action_dim), dtype=torch.float32)
@@ -109,13 +110,13 @@ class EnvBatch(EnvBase):
         for i in due:
             self.envs[i].send_reset()
         self._newest = [env.reset() if i in due else newest[i] for i, env in enumerate(self.envs)]
-        return self._stacked("pixels", "done", "terminated", "truncated")
+        return self._stacked("pixels", "done", "terminated", "truncated", "lost")
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         for env, action in zip(self.envs, tensordict["action"], strict=True):
             env.send_action(action)
         self._newest = [env.receive() for env in self.envs]
-        return self._stacked("pixels", "reward", "done", "terminated", "truncated")
+        return self._stacked("pixels", "reward", "done", "terminated", "truncated", "lost")
 
     def _stacked(self, *keys: str) -> TensorDict:
         values = {key: torch.stack([newest[key] for newest in self._newest]) for key in keys}

@@ -184,6 +184,7 @@ class EnvProcess(PixelEnv):
         try:
             reward, terminated, truncated = self._receive()
         except ChildLost:
+            self.step_lost = True
             return self._frame, 0.0, False, True
         if terminated or truncated:
             self._in_episode = False
@@ -282,6 +283,7 @@ class EnvProcess(PixelEnv):
             raise
         self.repeatable = answer.repeatable
         self.lost_episodes += answer.lost_episodes
+        self.step_lost = answer.step_lost
         self._metrics = answer.episode_metrics
         if answer.frame is not None:
             self._frame = answer.frame

@@ -147,7 +147,8 @@ def test_an_answer_is_held_no_longer_when_asking_begins_again() -> None:
     for t in range(12):
         counters.rounds = int(t < 2 or t >= 6)  # as a prior that stops guiding and begins again
         pixels = torch.full((1, 9, 2, 2), 2 * t, dtype=torch.uint8)
-        over = {"reward": torch.zeros(1, 1), "done": torch.zeros(1, 1, dtype=torch.bool)}
+        no = torch.zeros(1, 1, dtype=torch.bool)
+        over = {"reward": torch.zeros(1, 1), "done": no, "lost": no}
         row = {"pixels": pixels, "action": torch.zeros(1, 1), "env": torch.zeros(1, dtype=torch.long)}
         collected = TensorDict(row | {"next": over | {"pixels": pixels + 2}}, [1])
         experience.add(*experience.prepare(collected))

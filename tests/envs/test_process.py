@@ -88,6 +88,7 @@ def test_a_fault_cuts_the_episode_and_the_process_is_started_again(
     assert torch.equal(cut["pixels"], torch.cat([before[3:], before[3:]]))  # the last frame again
     assert (float(cut["reward"]), bool(cut["terminated"]), bool(cut["truncated"])) == (0.0, False, True)
     assert bool(cut["done"])
+    assert bool(cut["lost"])
     assert puppet.lost_episodes == lost + 1
     assert puppet.episode_metrics()["steps"] == 2.0
     [warning] = [record.getMessage() for record in caplog.records]
@@ -103,6 +104,7 @@ def test_a_fault_cuts_the_episode_and_the_process_is_started_again(
     assert not torch.equal(other, first)
     ended = [step(puppet, PLAIN) for _ in range(EPISODE_STEPS)][-1]
     assert bool(ended["truncated"])
+    assert not bool(ended["lost"])
     assert float(ended["reward"]) == EPISODE_STEPS
     assert puppet.lost_episodes == lost + 1
 

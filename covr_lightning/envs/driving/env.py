@@ -137,7 +137,7 @@ class DrivingEnv(PixelEnv):
         steer, throttle = float(action[0]), float(action[1])
         dt = self.scenario.tick_seconds
         rewards: list[float] = []
-        distance = 0.0
+        distance, self.step_lost = 0.0, False
         try:
             for _ in range(self.env_spec.action_repeat):
                 tick = self.simulator.tick(steer, throttle)
@@ -150,6 +150,7 @@ class DrivingEnv(PixelEnv):
                     break
             self._frame = self._picture()
         except SimulatorLost as error:
+            self.step_lost = True
             if not isinstance(error, SimulatorTaken):
                 self.lost_episodes += 1
                 logger.warning(

@@ -132,10 +132,13 @@ def test_a_lost_simulator_cuts_the_episode() -> None:
     assert not bool(state["terminated"])
     assert float(state["reward"]) == pytest.approx(0.2)  # the tick that was done: 4 m/s · 0.05 s
     assert env.lost_episodes == 1
+    assert bool(state["lost"])
     env = DrivingEnv(Road("ghost_pedestrian").spec, Scripted([SimulatorTaken("by the evaluation")]), 0)
     env.reset()
-    assert bool(step(env, 0.0, 0.0)["truncated"])
-    assert env.lost_episodes == 0  # cut, but nothing was lost
+    state = step(env, 0.0, 0.0)
+    assert bool(state["truncated"])
+    assert bool(state["lost"])  # of the step nothing is known
+    assert env.lost_episodes == 0  # cut, but no simulator was lost
 
 
 def test_a_lost_evaluation_episode_is_played_again() -> None:
