@@ -92,6 +92,26 @@ def test_a_server_that_ends_at_once_is_refused(tmp_path: Path):
         CarlaServer(tmp_path).start()
 
 
+def test_the_command_line_of_a_server(tmp_path: Path):
+    script = tmp_path / "CarlaUE4.sh"
+    script.write_text('#!/bin/sh\necho "$@" > "$(dirname "$0")/said"\nexit 3\n')
+    script.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"status 3; to see why, run: .*-carla-rpc-port=2345 -quality-level=Low"):
+        CarlaServer(tmp_path, 2345, ["-quality-level=Low"]).start()
+    assert (tmp_path / "said").read_text() == "-RenderOffScreen -nosound -carla-rpc-port=2345 -quality-level=Low\n"
+
+
+def test_servers_take_graphics_adapters_in_turn():
+    low = ["-quality-level=Low"]
+    factory = Carla("highway", carla_root="/opt/carla", graphics_adapters=[2, 0], server_arguments=low)
+    placed = [factory.placed(number, 4, False) for number in (0, 1, 2, 3, None)]
+    said = [one.arguments_of_server() for one in placed]
+    assert said == [[f"-graphicsadapter={n}", *low] for n in (2, 0, 2, 0, 2)]
+    assert Carla("highway", carla_root="/opt/carla").placed(1, 4, False).arguments_of_server() == []
+    with pytest.raises(ConfigError, match=r"data\.env\.graphics_adapters is \[1\], which is for servers that the run"):
+        Carla("highway", graphics_adapters=[1])
+
+
 def test_servers_that_start_together_have_ports_of_their_own(tmp_path: Path):
     root = fake_installation(tmp_path, MIXED)
     ports = [CarlaServer(root).port for _ in range(3)]  # the locks of the first go with it

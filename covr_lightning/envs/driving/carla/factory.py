@@ -36,6 +36,9 @@ class Carla(DrivingFactory):
         host: Where the servers listen.
         port: Where a server listens, or a list with one port per environment, those for evaluation last.
         carla_root: Folder of a CARLA installation (the one with ``CarlaUE4.sh``), to start servers from it.
+        server_arguments: More of these servers' command line, such as ``-quality-level=Low``.
+        graphics_adapters: GPUs that these servers draw on, in turn by the number of their environment; by default each
+            takes CARLA's own choice, which is the same one for all.
         timeout_seconds: How long the server may take to answer before it counts as lost.
         reconnects: How often a reset tries to get a lost server back, with waits of 1, 2, 4 … up to 30 s; a server of
             our own is restarted.
@@ -56,6 +59,8 @@ class Carla(DrivingFactory):
         host: str = "127.0.0.1",
         port: int | list[int] = 2000,
         carla_root: str | Path | None = None,
+        server_arguments: list[str] | None = None,
+        graphics_adapters: list[int] | None = None,
         timeout_seconds: float = 20.0,
         reconnects: int = 5,
         tm_port: int | None = None,
@@ -66,6 +71,12 @@ class Carla(DrivingFactory):
                 f"data.env.tm_port is {tm_port}, but there are several servers (data.env.carla_root, or a list as "
                 "data.env.port): leave it null, and each gets a free port."
             )
+        for name, value in (("server_arguments", server_arguments), ("graphics_adapters", graphics_adapters)):
+            if value and carla_root is None:
+                raise ConfigError(
+                    f"data.env.{name} is {value!r}, which is for servers that the run starts itself; set "
+                    "data.env.carla_root, or give it to the servers that run already."
+                )
         if timeout_seconds <= 0 or reconnects < 0:
             raise ConfigError(
                 f"data.env.timeout_seconds is {timeout_seconds} and data.env.reconnects is {reconnects}: the first "
@@ -74,6 +85,9 @@ class Carla(DrivingFactory):
         self.host = host
         self.port = port
         self.carla_root = carla_root
+        self.server_arguments = server_arguments or []
+        self.graphics_adapters = graphics_adapters or []
+        self._number = 0
         self.timeout_seconds = timeout_seconds
         self.reconnects = reconnects
         self.tm_port = tm_port
@@ -86,9 +100,11 @@ class Carla(DrivingFactory):
         Raises:
             ConfigError: There are fewer servers than environments.
         """
-        if self.carla_root is not None:
-            return self
         evaluating = processes.count()
+        if self.carla_root is not None:
+            mine = copy.copy(self)
+            mine._number = envs + processes.number() if number is None else number
+            return mine
         collecting = f"{envs} environment{'s collect' if envs > 1 else ' collects'}"
         needed = (
             f"give a list of {envs + evaluating} ports, the last {'' if evaluating == 1 else f'{evaluating} '}for "
@@ -118,7 +134,7 @@ class Carla(DrivingFactory):
             ConfigError: No server answers, or none is left for this environment.
         """
         if self.carla_root is not None:
-            server = CarlaServer(self.carla_root)
+            server = CarlaServer(self.carla_root, arguments=self.arguments_of_server())
             return CarlaSimulator(self._connection(server.port, server), seed, self.reconnects)
         if isinstance(self.port, list):
             port = self._next_port(self.port)
@@ -127,6 +143,12 @@ class Carla(DrivingFactory):
         if self._shared is None:
             self._shared = self._connection(self.port)
         return CarlaSimulator(self._shared, seed, self.reconnects)
+
+    def arguments_of_server(self) -> list[str]:
+        """More of the command line of this environment's own server."""
+        adapters = self.graphics_adapters
+        adapter = [f"-graphicsadapter={adapters[self._number % len(adapters)]}"] if adapters else []
+        return [*adapter, *self.server_arguments]
 
     def _connection(self, port: int, server: CarlaServer | None = None) -> CarlaConnection:
         host = server.host if server else self.host

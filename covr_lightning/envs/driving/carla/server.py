@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -49,6 +50,7 @@ class CarlaServer:
             ``CARLA_ROOT``.
         port: The first of its three ports; by default three free ones are sought, which no other server of this class
             gets on this machine until this process ends.
+        arguments: Of its command line, behind those for off-screen rendering and the port.
 
     Raises:
         ConfigError: There is no ``CarlaUE4.sh``.
@@ -56,8 +58,9 @@ class CarlaServer:
 
     host = "127.0.0.1"
 
-    def __init__(self, root: str | Path | None = None, port: int | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, port: int | None = None, arguments: Sequence[str] = ()) -> None:
         self.script = find_script(root)
+        self.arguments = list(arguments)
         self._lock: FileLock | None = None
         if port is None:
             self._lock, port = _own_ports()
@@ -82,7 +85,7 @@ class CarlaServer:
             ConfigError: It ended at once, or does not answer.
         """
         self.stop()
-        command = [str(self.script), "-RenderOffScreen", "-nosound", f"-carla-rpc-port={self.port}"]
+        command = [str(self.script), "-RenderOffScreen", "-nosound", f"-carla-rpc-port={self.port}", *self.arguments]
         self._process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
             start_new_session=True,
