@@ -15,6 +15,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, ask_all, fine_tune_round, proposal_error
+from covr_lightning.random_state import derived_seed
 from covr_lightning.vlm.vlm import VLM, LoRA, Proposals, own_randomness
 
 REACHER = DMControl("reacher-easy").spec
@@ -140,7 +141,7 @@ def test_a_round_says_whether_the_vlm_beats_the_constant_predictor(
     model = Answers(str(untrained_vlm), LoRA(rank=8, alpha=16))
     model.load(REACHER)
     settings = FineTuneSettings(epochs=1, max_steps=1, batch_size=4, accumulate=1, held_out=0.5)
-    with own_randomness(1):  # the round's own split
+    with own_randomness(derived_seed(0, 1)):  # the round's own split
         held_out = torch.randperm(12)[:6]
     actions = torch.full((12, 2), 0.5)
     actions[held_out] = -0.1
