@@ -173,9 +173,10 @@ def fine_tune_round(
     seed = derived_seed(settings.seed or 0, report.round)
     filter_.reseed(seed)
     weight.reseed(seed)
-    report.entropy, report.action_dim = entropy, rows["action"].shape[-1]
+    report.entropy = entropy
     report.tau = filter_.threshold(scores, entropy)
     if len(scores):
+        report.action_dim = rows["action"].shape[-1]
         levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
         report.score_quantiles = tuple(torch.quantile(scores.double(), levels).tolist())
     kept = filter_.keep(scores, entropy).nonzero().squeeze(-1)

@@ -299,3 +299,11 @@ def test_other_errors_are_not_hidden(untrained_vlm: Path, monkeypatch: pytest.Mo
     Failing(RuntimeError("shapes differ"), 1).patch(monkeypatch)
     with pytest.raises(RuntimeError, match="shapes differ"):
         a_round(vlm(untrained_vlm), epochs=1)
+
+
+def test_a_round_without_rows_trains_nothing(untrained_vlm: Path) -> None:
+    report = RoundReport(1, 1000, 0)
+    nothing = TensorDict({}, [0])
+    fine_tune_round(report, vlm(untrained_vlm), nothing, torch.zeros(0), 0.0, EDDF(), RALW(), SETTINGS, CPU)
+    assert (report.kept, report.losses, report.action_dim) == (0, [], 0)
+    assert report.note == "0 of 0 rows kept: nothing to fine-tune on"
