@@ -28,7 +28,12 @@ class VLMActs(L.Callback):
 
     Args:
         file: Where a test's episodes are written, for ``covr report``; nowhere by default.
+
+    Attributes:
+        vlm_plays: Says so to the data, whose tests of the VLM play the episodes of the evaluations.
     """
+
+    vlm_plays = True
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file

@@ -79,12 +79,18 @@ def test_the_best_checkpoint_is_the_best_evaluations(run: Path) -> None:
     assert steps["last"] == 6000
 
 
-def test_test_reproduces_the_evaluation(run: Path, untrained_vlm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_reproduces_the_evaluation_and_test_plays_other_episodes(
+    run: Path, untrained_vlm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     last = json.loads((run / "summary.json").read_text())["curve"][-1]
     arguments = [*SMALL, *short_rounds(run.parent), "--runs_dir", str(run.parent), "--vlm.path", str(untrained_vlm)]
-    assert main(["test", *arguments, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--video", "true"]) == 0
+    arguments += ["--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--video", "true"]
+    assert main(["validate", *arguments]) == 0
+    assert f"{last['return']:.6f}"[:7] in capsys.readouterr().out
+    assert main(["test", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert f"{last['return']:.6f}"[:7] in printed
+    assert "test/return" in printed
+    assert f"{last['return']:.6f}"[:7] not in printed
     assert list((run / "videos").glob("*.mp4"))
 
 

@@ -240,7 +240,7 @@ class ExperienceData(ResumingData):
 
         The VLM alone plays those of the evaluations, as it does in rounds; nothing was chosen by them there.
         """
-        vlm_plays = self._model.episode_policy is not None
+        vlm_plays = any(getattr(one, "vlm_plays", False) for one in self._trainer.callbacks)  # type: ignore[attr-defined]
         return self._episodes(self.seed + (EVAL_SEED_OFFSET if vlm_plays else TEST_SEED_OFFSET))
 
     def _episodes(self, first: int) -> DataLoader:

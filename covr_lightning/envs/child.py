@@ -63,16 +63,16 @@ class Answer:
         frame: The newest frame (H, W, 3) uint8, if the request brings one.
         repeatable: The environment's `repeatable`.
         lost_episodes: By how much its `lost_episodes` grew.
-        step_lost: Its `step_lost`.
         episode_metrics: Of its running episode.
+        step_lost: Its `step_lost`.
     """
 
     result: Any
     frame: np.ndarray | None
     repeatable: bool
     lost_episodes: int
-    step_lost: bool
     episode_metrics: dict[str, float]
+    step_lost: bool = False
 
 
 @dataclass
@@ -304,7 +304,7 @@ def _answer_requests(pipe: connection.Connection, slot: np.ndarray, env: PixelEn
     asked, lost = 0, 0
     result: Any = None
     while True:
-        answer = Answer(result, None, env.repeatable, env.lost_episodes - lost, env.step_lost, env.episode_metrics())
+        answer = Answer(result, None, env.repeatable, env.lost_episodes - lost, env.episode_metrics(), env.step_lost)
         lost = env.lost_episodes
         if not _tell(pipe, (asked, answer)):
             return

@@ -64,7 +64,7 @@ def test_a_bad_reward_stops_the_run_and_what_was_saved_stays(
 def test_a_bad_reward_can_be_left_out(untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad_reward_at(3480, monkeypatch)
     cuts = []
-    monkeypatch.setattr(EpisodeBuffer, "cut_episode", lambda buffer, env: cuts.append(buffer.open_rows))
+    monkeypatch.setattr(EpisodeBuffer, "cut_episode", lambda buffer, env, value: cuts.append(buffer.open_rows))
     assert fit(tmp_path, untrained_vlm, "--model.on_non_finite", "skip") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["env_steps"] == 6000
