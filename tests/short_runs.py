@@ -71,7 +71,7 @@ def env_steps_saved(checkpoint: Path) -> int:
     """Environment steps at which it was saved; −1 without one."""
     if not checkpoint.exists():
         return -1
-    return torch.load(checkpoint, weights_only=True)["ExperienceData"]["counters"]["env_steps"]
+    return torch.load(checkpoint, weights_only=True, mmap=True)["ExperienceData"]["counters"]["env_steps"]
 
 
 def kill_after(process: subprocess.Popen[bytes], checkpoint: Path, env_steps: int, seconds: float) -> None:
