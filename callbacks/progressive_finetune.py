@@ -31,7 +31,7 @@ from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
 from covr_lightning.finetune.vlm_alone import file_of, save_episodes
 from covr_lightning.random_state import derived_seed
-from covr_lightning.saving.files import UNFINISHED, as_json, or_warn, write_or_warn
+from covr_lightning.saving.files import as_json, in_place_of, or_warn, write_or_warn
 from covr_lightning.stopping import stop_signals
 from covr_lightning.vlm.vlm import own_randomness
 
@@ -342,9 +342,8 @@ class ProgressiveFineTune(L.Callback):
             raise ConfigError(f"The checkpoint's VLM was fine-tuned, but its adapter is missing ({places}).")
         with processes.failing_together():
             if not own.is_dir() and not processes.number():
-                part = own.with_name(own.name + UNFINISHED)
-                shutil.copytree(elsewhere, part, dirs_exist_ok=True)
-                part.rename(own)
+                with in_place_of(own) as part:
+                    shutil.copytree(elsewhere, part, dirs_exist_ok=True)
 
     def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:
         """Take this process's D_f from a checkpoint, or, if its processes or environments were others, its share."""

@@ -74,10 +74,10 @@ def check_precision(trainer: Trainer) -> None:
 
 
 def check_networks(checkpoint: dict[str, Any], module: nn.Module) -> None:
-    """Check that a checkpoint's weights and optimizers are those of the networks that are to go on.
+    """Check that a checkpoint's weights are those of the networks that are to go on.
 
     Args:
-        checkpoint: With ``state_dict`` and perhaps ``optimizer_states``.
+        checkpoint: With ``state_dict``.
         module: The agent.
 
     Raises:
