@@ -10,18 +10,24 @@ which other work on the machine hardly changes.
 
 The loop: ``Trainer.fit`` with the settings of dmc_cartpole_swingup_cpu.yaml and learning_cpu's, an update per agent
 step, in float32 and in bfloat16, by wall clock. Beside it collection (acting and storing included) and update (sampling
-included) by themselves, without Lightning, in turns: the loop is to take what both take. What else it takes is read off
-its own clock (:mod:`covr_lightning.step_times`): what is neither collection nor update is Lightning's, and ours between
-the two. Nothing here overlaps: rendering and updates both take all cores.
+included) by themselves, without Lightning: in turns of a few dozen steps, and in turns of one, as a loop must take them
+(each finds the caches full of the other's data then). The loop is to take what both take.
+
+Lightning's is what a step of the loop takes outside of the data's stream and of the module's `training_step`, and what
+`manual_backward` and the wrapped optimizer's `step` take beside the backward pass and the optimizer's own step. Nothing
+here overlaps: rendering and updates both take all cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +36,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 import numpy as np
 import torch
+from tensordict import TensorDictBase
 from torchrl.data import TensorDictReplayBuffer
 
 from covr_lightning.agent import RandomCrop, SACModule
@@ -49,8 +56,6 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: Environment steps of an agent step; agent steps before the loop's updates.
 REPEAT, WARMUP = 8, 100
-#: What of a run's clock is collection.
-COLLECTION = ("environment", "render", "act", "store", "label")
 
 
 def bare(size: int, rendering: str) -> Iterator[None]:
@@ -107,14 +112,19 @@ def agent_of_loop(spec: EnvSpec) -> SACModule:
     return SACModule(spec, augmentation=RandomCrop(64), hidden=256, strides=(2, 2, 1, 1))
 
 
-def alone(precision: Precision, blocks: int, block: int) -> dict[str, float]:
-    """Wall seconds an agent step of collection and of update, each by itself and without Lightning."""
+def alone(precision: Precision, blocks: int, block: int) -> dict[str, tuple[float, float]]:
+    """Mean wall seconds an agent step of collection and update without Lightning, in turns of blocks and of steps."""
     collection = collected(72, "fast", store=True, agent=agent_of_loop)
     for _ in range(WARMUP):
         next(collection)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
         ways = {"collection": collection, "update": updates()}
-        return in_turns(ways, blocks, block, time.perf_counter)
+        by_blocks, by_steps = (
+            # An update in two moves the actor too, so single ones have a mean and no median.
+            in_turns(ways, blocks * block // length, length, time.perf_counter, statistics.fmean)
+            for length in (block, 1)
+        )
+    return {name: (by_blocks[name], by_steps[name]) for name in ways}
 
 
 def updates() -> Iterator[None]:
@@ -132,46 +142,129 @@ def updates() -> Iterator[None]:
         yield
 
 
-def loop(precision: Precision, agent_steps: int) -> dict[str, float]:
-    """Seconds of each part of a fit, of its whole, and the number of its updates."""
-    data = ExperienceData(
+def loop(precision: Precision, agent_steps: int) -> Seconds:
+    """A fit of so many updates, but for the first few."""
+    data = TimedData(
         DMControl("cartpole-swingup", 72, rendering="fast"),
         max_env_steps=(WARMUP + agent_steps) * REPEAT, batch_size=64, replay_capacity=5000,
         warmup_agent_steps=WARMUP,
     )  # fmt: skip
     model = agent_of_loop(data.spec)
-    clock = _Clock()
+    clock = _Clock(data.seconds)
     trainer = L.Trainer(
         precision=precision, accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[clock],
         log_every_n_steps=50,
     )  # fmt: skip
     trainer.fit(model, data)
-    return clock.seconds
+    return Seconds(**{name: value / clock.updates for name, value in clock.seconds.items()})
+
+
+@dataclass
+class Seconds:
+    """Wall seconds a step of the loop.
+
+    Attributes:
+        whole: All of it.
+        stream: In the data's stream: collection and sampling.
+        step: In the module's `training_step`.
+        backward: In `manual_backward`.
+        own_backward: Of that in the backward pass itself.
+        optimizer: In the `step` of the optimizer that Lightning has wrapped.
+        own_optimizer: Of that in the optimizer's own.
+        sample: Of the stream's in sampling.
+    """
+
+    whole: float = 0.0
+    stream: float = 0.0
+    step: float = 0.0
+    backward: float = 0.0
+    own_backward: float = 0.0
+    optimizer: float = 0.0
+    own_optimizer: float = 0.0
+    sample: float = 0.0
+
+    @property
+    def lightning(self) -> float:
+        """What Lightning takes."""
+        inside = self.backward - self.own_backward + self.optimizer - self.own_optimizer
+        return self.whole - self.stream - self.step + inside
+
+    @property
+    def update(self) -> float:
+        """The update, sampling included."""
+        return self.step + self.sample
+
+
+class TimedData(ExperienceData):
+    """The data, whose stream is timed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seconds: Counter[str] = Counter()
+
+    def stream(self) -> Iterator[TensorDictBase]:
+        """As it is, item by item."""
+        items = super().stream()
+        following = timed(lambda: next(items, None), self.seconds, "stream")
+        while (item := following()) is not None:
+            yield item
 
 
 class _Clock(L.Callback):
-    """Reads the run's clock from the first update on."""
+    """Times what Lightning calls, from the first updates on."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Counter[str]) -> None:
         self.seconds: dict[str, float] = {}
-        self._begun: tuple[float, dict[str, float]] | None = None
+        self.updates = 0
+        self._running = seconds
+        self._begun: tuple[float, dict[str, float], int] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put clocks around the step, the backward pass and the optimizer's step, and around Lightning's of these."""
+        wrapped = pl_module.optimizers()[0]  # type: ignore[index]
+        for name, owner, function in (
+            ("step", pl_module, "training_step"),
+            ("backward", pl_module, "manual_backward"), ("own_backward", pl_module, "backward"),
+            ("optimizer", wrapped, "step"), ("own_optimizer", trainer.optimizers[0], "step"),
+        ):  # fmt: skip
+            setattr(owner, function, timed(getattr(owner, function), self._running, name))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Begin after the first updates; note what has passed since."""
         assert isinstance(pl_module, SACModule)
-        now, parts, updates = time.perf_counter(), pl_module.times.seconds, pl_module.counters.grad_steps
+        now, updates = time.perf_counter(), pl_module.counters.grad_steps
+        running = {**self._running, "sample": pl_module.times.seconds.get("sample", 0.0)}
         if self._begun is None and updates == 10:
-            self._begun = now, dict(parts)
+            self._begun = now, running, updates
         elif self._begun is not None:
-            self.seconds = {name: parts[name] - self._begun[1].get(name, 0.0) for name in parts}
-            self.seconds |= {"whole": now - self._begun[0], "updates": updates - 10}
+            start, before, first = self._begun
+            self.seconds = {name: running[name] - before[name] for name in running} | {"whole": now - start}
+            self.updates = updates - first
+
+
+def timed(function: Callable[..., Any], seconds: Counter[str], name: str) -> Callable[..., Any]:
+    """A function whose wall seconds are added up under a name."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[name] += time.perf_counter() - start  # type: ignore[assignment]
+
+    return call
 
 
 def in_turns(
-    ways: dict[str, Iterator[None]], blocks: int, block: int, clock: Callable[[], float] = time.process_time
+    ways: dict[str, Iterator[None]],
+    blocks: int,
+    block: int,
+    clock: Callable[[], float] = time.process_time,
+    average: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Median seconds of an agent step by a clock, each way a block in turn."""
+    """Seconds of an agent step by a clock, each way a block in turn, and the average over the blocks."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(blocks + 1):
         for name, way in ways.items():
@@ -180,7 +273,7 @@ def in_turns(
                 next(way)
             if turn:  # the first warms up
                 seconds[name].append((clock() - start) / block)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: average(values) for name, values in seconds.items()}
 
 
 def compare(size: int, rendering: Literal["rad", "fast"], blocks: int, block: int) -> None:
@@ -212,18 +305,19 @@ def main() -> None:
     )
     compare(100, "rad", arguments.blocks, max(1, arguments.steps // 4))
     compare(72, "fast", arguments.blocks, arguments.steps)
-    print("\n| the loop, wall ms an agent step | collection alone | update alone | both | the loop | both / loop "
-          "| of which neither, by its own clock | that / its update |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "\n| the loop, wall ms an agent step | collection | update | both | both, step by step | the loop "
+        "| both / loop | step by step / loop | Lightning's | that / update |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
     for precision in PRECISIONS:
-        by_itself = alone(precision, arguments.blocks, arguments.steps)
+        by_themselves = alone(precision, arguments.blocks, arguments.steps)
         seconds = loop(precision, arguments.loop_steps)
-        number, whole = seconds.pop("updates"), seconds.pop("whole")
-        update = sum(seconds.get(name, 0.0) for name in ("sample", "critic", "actor", "objectives", "targets"))
-        neither = whole - update - sum(seconds.get(name, 0.0) for name in COLLECTION)
-        ms = [1000 * value for value in (by_itself["collection"], by_itself["update"])]
-        ms += [sum(ms), 1000 * whole / number]
-        row = [precision, *(f"{m:.2f}" for m in ms), f"{ms[2] / ms[3]:.2f}", f"{1000 * neither / number:.2f}"]
-        print(f"| {' | '.join(row)} | {neither / update:.1%} |", flush=True)
+        (collection, _), (update, _) = by_themselves["collection"], by_themselves["update"]
+        both, step_by_step = (sum(times) for times in zip(*by_themselves.values(), strict=True))
+        row = [precision, *(f"{1000 * s:.2f}" for s in (collection, update, both, step_by_step, seconds.whole))]
+        row += [f"{s / seconds.whole:.2f}" for s in (both, step_by_step)]
+        row += [f"{1000 * seconds.lightning:.2f}", f"{seconds.lightning / seconds.update:.1%}"]
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

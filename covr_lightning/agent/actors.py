@@ -44,7 +44,7 @@ class GaussianActor(nn.Module):
             z: (B, D).
             previous_action: (B, A); not read here.
         """
-        mu, log_std = self.mlp(z).float().chunk(2, dim=-1)  # also where autocast computes in bfloat16
+        mu, log_std = self.mlp(z).chunk(2, dim=-1)
         low, high = self.log_std_bounds
         return mu, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1)
 

@@ -54,7 +54,8 @@ class CURL(Objective):
         q = agent.critic_projection(agent.trunk(views.critic[0]))
         with torch.no_grad():
             k = agent.target_projection(agent.target_trunk(agent.augmentation(batch["pixels"], agent.generator)))
-        logits = q @ self.w @ k.T
+        with torch.autocast(q.device.type, enabled=False):  # bfloat16 keeps too little of logits that differ by little
+            logits = q.float() @ self.w @ k.float().T
         own = torch.arange(len(logits), device=logits.device)
         loss = F.cross_entropy(logits, own)
         accuracy = (logits.detach().argmax(1) == own).float().mean()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from covr_lightning.agent.networks import OutputLinear
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.errors import ConfigError
 
@@ -62,7 +63,7 @@ class DeepMDP(Objective):
         """Create T and R for the agent's latent and actions."""
         latent, inputs = agent.latent, agent.latent + agent.spec.action_dim
         self.transition = TransitionModel(inputs, self.hidden, latent, self.stochastic)
-        self.reward = nn.Sequential(*_trunk(inputs, self.hidden), nn.Linear(self.hidden, 1))
+        self.reward = nn.Sequential(*_trunk(inputs, self.hidden), OutputLinear(self.hidden, 1))
 
     def loss(self, batch: TensorDictBase, views: BatchViews, agent: SACModule) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one batch.

@@ -49,13 +49,28 @@ class TwinQ(nn.Module):
     def forward(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Both values, each (B, 1), of z (B, D) and action (B, A)."""
         za = torch.cat([z, action], dim=-1)
-        return self.q1(za).float(), self.q2(za).float()  # also where autocast computes in bfloat16
+        return self.q1(za), self.q2(za)
+
+
+class OutputLinear(nn.Linear):
+    """A last layer, which computes in float32 also where autocast computes in bfloat16.
+
+    bfloat16 has eight significant bits: Q between 256 and 512 would come in steps of 2, and the smaller of two critics
+    that differ by less would be neither.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map (B, hidden) to float32 (B, outputs)."""
+        if h.dtype == self.weight.dtype:
+            return super().forward(h)
+        with torch.autocast(h.device.type, enabled=False):
+            return super().forward(h.to(self.weight.dtype))
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden ReLU layers, initialised as :func:`initialise` says."""
+    """Two hidden ReLU layers, initialised as :func:`initialise` says; the outputs are float32."""
     net = nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), OutputLinear(hidden, outputs)
     )
     return net.apply(initialise)
 

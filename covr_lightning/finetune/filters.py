@@ -46,8 +46,8 @@ class EDDF(Filter):
     (ablation M5), so it keeps the same rows. ``compare="raw"`` compares the raw g with τ computed on z, another reading
     of the paper's sentence, which keeps others.
 
-    Median and quartiles are NumPy's (linear interpolation). Where the first quartile is the highest score already
-    (saturated rewards, or all scores equal), τ is that score and nothing would exceed it; the rows with it are kept.
+    Median and quartiles are NumPy's (linear interpolation). Where the median is the highest score already (saturated
+    rewards, or all scores equal), nothing could exceed τ; τ is that score then, and the rows with it are kept.
 
     Args:
         sign: ``"printed"`` or ``"prose"``.
@@ -69,7 +69,7 @@ class EDDF(Filter):
         g = _as_vector(scores)
         if g.numel() == 0:
             return torch.zeros(0, dtype=torch.bool)
-        if torch.quantile(g, 0.25) == g.max():
+        if _saturated(g):
             return g == g.max()
         z = (g - g.mean()) / g.std(correction=0)
         return (z if self.compare == "z" else g) > self._tau(g if self.compare == "unscaled" else z, entropy)
@@ -79,8 +79,8 @@ class EDDF(Filter):
         g = _as_vector(scores)
         if g.numel() == 0:
             return math.nan
-        if bool((g == g[0]).all()):
-            return float(g[0])
+        if _saturated(g):
+            return float(g.max())
         if self.compare == "unscaled":
             return float(self._tau(g, entropy))
         spread = g.std(correction=0)
@@ -146,6 +146,11 @@ class KeepAll(Filter):
     def keep(self, scores: Tensor, entropy: float) -> Tensor:
         """All rows."""
         return torch.ones(len(scores), dtype=torch.bool)
+
+
+def _saturated(g: Tensor) -> bool:
+    """Whether half of the scores or more are the highest one."""
+    return bool(torch.quantile(g, 0.5) == g.max())
 
 
 def _as_vector(scores: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim import SGD
 
 from covr_lightning.agent import ConstantPrior, RandomCrop, SACModule
 from covr_lightning.agent.finite import FiniteGuard
+from covr_lightning.agent.networks import TwinQ
 from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import SPEC, agent, batch, parameters, same
@@ -67,6 +68,32 @@ def test_in_bfloat16_the_losses_and_the_policys_density_are_still_float32() -> N
     assert all(torch.isfinite(value).all() for value in b.values())
     # Adam moves each weight by about its learning rate a step; bfloat16 keeps 8 bits of a gradient.
     assert all((a[name] - b[name]).abs().max() <= 2 * 4 * 1e-3 for name in a)
+
+
+def test_in_bfloat16_values_of_hundreds_are_not_rounded_to_steps_of_two() -> None:
+    """Against the same hidden layers, with the last one by hand in float64."""
+    critic = TwinQ(8, 2, hidden=256)
+    for q in (critic.q1, critic.q2):
+        q[-1].bias.data.fill_(400.0)
+    g = torch.Generator().manual_seed(0)
+    z, a = torch.randn(512, 8, generator=g), torch.rand(512, 2, generator=g)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = torch.cat(critic(z, a), -1)
+        hidden = [q[:-1](torch.cat([z, a], -1)).double() for q in (critic.q1, critic.q2)]
+    exact = torch.cat(
+        [h @ q[-1].weight.double().T + q[-1].bias for h, q in zip(hidden, (critic.q1, critic.q2), strict=True)], -1
+    )
+    assert hidden[0].unique().numel() > 2 and (values - exact).abs().max() < 1e-3
+    assert ((values[:, 0] < values[:, 1]) == (exact[:, 0] < exact[:, 1])).all()
+
+
+def test_in_bfloat16_a_mean_action_keeps_its_digits() -> None:
+    actor = agent().actor
+    actor.mlp[-1].bias.data[0] = 1.0  # bfloat16's next is 1.0078
+    z = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * 1e-2
+    with torch.autocast("cpu", torch.bfloat16):
+        mu, _ = actor(z)
+    assert mu[:, 0].unique().numel() > 32
 
 
 def test_crops_are_drawn_on_the_generators_device_and_stay_there() -> None:

@@ -91,15 +91,18 @@ def test_eddf_of_empty_single_and_equal_buffers(g: list[float], kept: int, compa
 
 
 @pytest.mark.parametrize("compare", ["z", "unscaled"])
-def test_eddf_keeps_the_best_rows_where_three_quarters_are_the_best(compare: str) -> None:
-    # Of nine rows seven have the highest score, so the quartiles and τ are that score.
-    g = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0])
+@pytest.mark.parametrize("others", [[0.0, 0.5], [0.0, 0.2, 0.5, 0.7]])
+def test_eddf_keeps_the_best_rows_where_half_are_the_best(compare: str, others: list[float]) -> None:
+    # Of nine rows seven or five have the highest score, so the median is that score; the first quartile is with seven.
+    g = torch.tensor([1.0] * 3 + others + [1.0] * (6 - len(others)))
     filter_ = EDDF(compare=compare)  # type: ignore[arg-type]
     assert filter_.keep(g, -3.0).tolist() == (g == 1).tolist()
     assert filter_.threshold(g, -3.0) == pytest.approx(1.0)
-    g[0] = 0.0  # six are too few: the first quartile is 0.5, and τ above all scores
-    assert not filter_.keep(g, 3.0).any()
+    # Eq. 5 to the letter keeps none.
     assert not numpy_eddf(g.double().numpy(), 3.0).any()
+    g[0] = 0.1  # as many as before less one: six of nine still, or four, where the median is below
+    kept = filter_.keep(g, 3.0)
+    assert kept.tolist() == (g == 1).tolist() if len(others) == 2 else not kept.any()
 
 
 def test_other_filters() -> None:
