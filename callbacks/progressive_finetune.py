@@ -58,6 +58,8 @@ class ProgressiveFineTune(L.Callback):
         settings: How the adapter is trained.
         at_time_limit: What follows a truncated episode in g_t: ``"end"`` or ``"bootstrap"`` with the critics' V.
         entropy_states: States of D that ε is estimated on.
+        warmup_rows: Let the warm-up's rows into D_f. By default they are: until ψ₀ there is often little else,
+            and EDDF takes the best of it. Without them a round learns from the policy's own actions alone.
         precision: Precision of the inner Trainer: ``"32-true"`` computes in the weights' own types, the adapter in
             float32; ``"bf16-mixed"`` computes both in bfloat16.
         save_rows: Also write each round's rows of D_f (``rounds/round_NNN_rows.safetensors``), for ``covr fit --config
@@ -84,6 +86,7 @@ class ProgressiveFineTune(L.Callback):
         settings: FineTuneSettings | None = None,
         at_time_limit: Literal["end", "bootstrap"] = "end",
         entropy_states: int = 1024,
+        warmup_rows: bool = True,
         precision: Precision = "32-true",
         save_rows: bool = False,
         samples: int = 64,
@@ -106,6 +109,7 @@ class ProgressiveFineTune(L.Callback):
         self.settings = settings or FineTuneSettings()
         self.at_time_limit = at_time_limit
         self.entropy_states = entropy_states
+        self.warmup_rows = warmup_rows
         self.precision = precision
         self.save_rows = save_rows
         self.samples = samples
@@ -148,6 +152,8 @@ class ProgressiveFineTune(L.Callback):
             if self.launch is None:
                 data.vlm.load_weights()
             data.vlm.check_targets()
+        self._skipped_agent_steps = 0 if self.warmup_rows else data.warmup_agent_steps
+        self._counters = data.counters
         self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
         self._agent = pl_module
@@ -157,6 +163,8 @@ class ProgressiveFineTune(L.Callback):
         if transition is None:
             before = self._newest.pop(env, None)
             self.buffer.cut_episode(env, None if before is None else self._value_after(before))
+            return
+        if self._counters.agent_steps <= self._skipped_agent_steps:
             return
         value = 0.0
         if self.at_time_limit == "bootstrap":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,20 @@ class ConvTrunk(Encoder):
     """The convolutions of RAD and its relatives over all frames at once: the default.
 
     3×3 kernels, no padding, ReLU after each.
+
+    Args:
+        init: ``"delta_orthogonal"``: only a kernel's centre is not 0 (RAD, CURL, SAC-AE). ``"orthogonal"``: over the
+            whole kernel (DrQ).
+
+    Raises:
+        ConfigError: `init` is neither.
     """
+
+    def __init__(self, init: Literal["delta_orthogonal", "orthogonal"] = "delta_orthogonal") -> None:
+        super().__init__()
+        if init not in ("delta_orthogonal", "orthogonal"):
+            raise ConfigError(f"model.encoder.init is {init!r}; it can be 'delta_orthogonal' or 'orthogonal'.")
+        self.init = init
 
     def build(self, channels: int, image_size: tuple[int, int], filters: int, strides: Sequence[int]) -> None:
         """Create one convolution per stride. RAD: (2, 1, 1, 1)."""
@@ -68,6 +81,9 @@ class ConvTrunk(Encoder):
             )
         self.features = filters * height * width
         self.apply(initialise)
+        if self.init == "orthogonal":
+            for layer in layers[::2]:
+                nn.init.orthogonal_(cast(Tensor, layer.weight), nn.init.calculate_gain("relu"))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class SPR(Objective):
     augmentation and of `augmentation`.
 
     The settings are those of PlayVirtual's code for SPR (Yu et al., 2021; ``DMControl/src/spr_sac.py`` and its configs;
-    its terms for k = 0 and for rewards have weight 0 there): K 6, w 5, crop and intensity, averages of 0.05 at every
+    its terms for k = 0 and for rewards have weight 0 there): K 6, w 1, crop and intensity, averages of 0.05 at every
     second update. Two of its Adam optimizers step the encoder at every update, at 2e-3 and at 1e-3, so its multiplier
     here is 3. Its enc̄ is a second average of the encoder with the target encoder's step and start, hence the target
     encoder; its p̄ begins with weights of its own, here with p's. There, this loss comes between the critics' update
@@ -63,7 +63,7 @@ class SPR(Objective):
         self,
         jumps: int = 6,
         sequences: int = 128,
-        weight: float = 5.0,
+        weight: float = 1.0,
         lr: float = 1e-3,
         encoder_lr_multiplier: float = 3.0,
         hidden: int = 512,

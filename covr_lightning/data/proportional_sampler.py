@@ -23,9 +23,10 @@ class ProportionalSampler(RunSampler):
     drawn last, before that update; new rows get the largest p so far (1 at first), so that each is drawn soon. β goes
     linearly from `beta` to 1 over the run.
 
-    COVR's paper gives no settings; these are the first paper's and of ``SOP_per.py`` (Wang & Ross, 2019). The weights
-    do not go into the actor's loss, as they do in some codes for SAC. Rows are drawn independently, with replacement;
-    the paper draws one from each of B equal shares of Σ p. In several processes each has its own rows and priorities.
+    COVR's paper gives no settings; these are the first paper's and of ``SOP_per.py`` (Wang & Ross, 2019), which divides
+    by the largest w of the whole replay. The weights do not go into the actor's loss, as they do in some codes for SAC.
+    Rows are drawn independently, with replacement; the paper draws one from each of B equal shares of Σ p. In several
+    processes each has its own rows and priorities.
 
     Priorities are kept over a stop. A run that goes on in another number of processes or environments begins with equal
     ones.

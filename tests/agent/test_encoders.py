@@ -40,6 +40,18 @@ def test_stride_2_in_every_layer_takes_the_papers_driving_frames() -> None:
     assert trunk(torch.zeros(1, 9, 128, 128, dtype=torch.uint8)).shape == (1, 1568)
 
 
+def test_kernels_begin_orthogonal_as_a_whole_or_in_their_centre() -> None:
+    for init in ("delta_orthogonal", "orthogonal"):
+        first = built(ConvTrunk(init)).layers[0].weight.detach()  # type: ignore[arg-type, index, union-attr]
+        rows = first.flatten(1)  # 4 filters over 9 channels of 3×3: orthogonal, of length √2 (the gain of a ReLU)
+        torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(4), rtol=1e-5, atol=1e-5)
+        outside = first.clone()
+        outside[:, :, 1, 1] = 0
+        assert bool(outside.any()) == (init == "orthogonal")
+    with pytest.raises(ConfigError, match=r"model.encoder.init is 'kaiming'; it can be 'delta_orthogonal' or"):
+        ConvTrunk("kaiming")  # type: ignore[arg-type]
+
+
 def test_the_default_encoder_keeps_its_place_and_its_names() -> None:
     module, named = agent(), agent(encoder=ConvTrunk())
     assert same(parameters(module), parameters(named))

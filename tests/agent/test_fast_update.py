@@ -83,7 +83,8 @@ def test_in_bfloat16_values_of_hundreds_are_not_rounded_to_steps_of_two() -> Non
     exact = torch.cat(
         [h @ q[-1].weight.double().T + q[-1].bias for h, q in zip(hidden, (critic.q1, critic.q2), strict=True)], -1
     )
-    assert hidden[0].unique().numel() > 2 and (values - exact).abs().max() < 1e-3
+    assert hidden[0].unique().numel() > 2
+    assert (values - exact).abs().max() < 1e-3
     assert ((values[:, 0] < values[:, 1]) == (exact[:, 0] < exact[:, 1])).all()
 
 

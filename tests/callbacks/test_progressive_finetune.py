@@ -18,6 +18,7 @@ from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import FineTuneSettings, NeverSchedule
 from covr_lightning.finetune.round import RoundReport
+from tests.short_runs import fit
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-mixed", "32"])
@@ -122,6 +123,15 @@ def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path
     callback.on_train_start(SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path)), small_agent())  # type: ignore[arg-type]
     assert vlm.calls[-1] == "round_001_adapter of round 1"
     assert vlm.round == 2
+
+
+@pytest.mark.parametrize("warmup_rows", [True, False])
+def test_the_warm_ups_rows_can_stay_out_of_a_round(untrained_vlm: Path, tmp_path: Path, warmup_rows: bool) -> None:
+    """Episodes of 25 agent steps, of which 20 are the warm-up's; rounds after 30 and 90."""
+    settings = ["--trainer.callbacks.warmup_rows", str(warmup_rows).lower()]
+    assert fit(tmp_path, untrained_vlm, *settings, "--data.max_env_steps", "4000") == 0
+    reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "rounds").glob("round_0??.json"))]
+    assert [report["rows"] for report in reports] == [25 if warmup_rows else 5, 50]
 
 
 def test_the_value_at_a_cut_is_that_of_the_state_that_the_last_step_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
