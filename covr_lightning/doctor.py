@@ -138,8 +138,8 @@ def _gpu() -> Check:
 
 def _carla_server() -> Check:
     host, port = os.environ.get("CARLA_HOST") or "127.0.0.1", os.environ.get("CARLA_PORT") or "2000"
-    if not port.isdecimal():
-        return Check("CARLA server", False, f"CARLA_PORT is {port!r}, which is no port")
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        return Check("CARLA server", False, f"CARLA_PORT is {port!r}; it must be 1 to 65535")
     try:
         with socket.create_connection((host, int(port)), timeout=2):
             return Check("CARLA server", True, f"something listens on {host}:{port}")

@@ -191,6 +191,16 @@ def test_doctor_reports_and_fails_when_the_default_job_cannot_run(
     assert "cannot run: rendering" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("port", "says"),
+    [("", "127.0.0.1:2000"), ("99999", "'99999'; it must be 1 to 65535"), ("x", "'x'; it must be 1 to 65535")],
+)
+def test_doctor_reads_where_carla_is(monkeypatch: pytest.MonkeyPatch, port: str, says: str) -> None:
+    monkeypatch.setenv("CARLA_HOST", "")
+    monkeypatch.setenv("CARLA_PORT", port)
+    assert says in doctor._carla_server().detail
+
+
 def test_run_folders(tmp_path: Path) -> None:
     assert run_folder(tmp_path, "a", None) == tmp_path / "a"
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
