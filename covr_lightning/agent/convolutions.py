@@ -59,7 +59,8 @@ def feature_maps(images: Tensor, layers: Sequence[Convolution]) -> Tensor:
 def feature_maps_on_cpu(images: Tensor, layers: Sequence[Convolution]) -> Tensor:
     """The same as :func:`feature_maps` for images (B, C, H, W) uint8 on a CPU, B > 0, a part of them at a time.
 
-    Features have the same bits; where there are several parts, gradients are summed in another order.
+    Features are the same but for the last digits of a CPU on which the two calls sum in another order; where there are
+    several parts, gradients are summed in another order.
     """
     if not has_convolution_with_relu(layers[0].weight):
         return torch.cat([feature_maps(part, layers) for part in images.split(part_size(images))])

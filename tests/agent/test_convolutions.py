@@ -75,9 +75,8 @@ def test_features_and_gradients_are_those_of_the_layers(n: int, strides: tuple[i
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_features_are_bit_by_bit_those_of_pytorchs_own_calls(
-    n: int, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_those_of_pytorchs_own_calls(n: int, bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last digit on some CPUs; on others the two calls sum in another order."""
     made = trunk(filters=32)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16, cache_enabled=False):
         with_gradients = made(images(n))
@@ -86,8 +85,9 @@ def test_features_are_bit_by_bit_those_of_pytorchs_own_calls(
         monkeypatch.setattr(convolutions, "has_convolution_with_relu", lambda _: False)
         own = made(images(n))
     assert own.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
-    assert torch.equal(with_gradients, own)
-    assert torch.equal(without, own)
+    assert torch.equal(with_gradients, without)
+    digits = torch.finfo(own.dtype).eps
+    torch.testing.assert_close(without, own, rtol=2 * digits, atol=8 * digits)
 
 
 def test_in_bfloat16_gradients_are_as_near_to_float32s_as_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
@@ -93,7 +94,7 @@ class VLLMServer(Engine):
         self._sent: set[str] = set()
 
     def open(self, vlm: VLM) -> None:
-        """Look whether the server has the base model; one that does not answer yet may do so later.
+        """Look whether the server has the base model and answers about a picture; one that is away may do so later.
 
         Raises:
             ConfigError: It refuses, or serves other models, or the key's environment variable is missing.
@@ -101,12 +102,20 @@ class VLLMServer(Engine):
         self._service = HTTPService(self.url, self.api_key_variable, self.concurrency, _SETTING)
         self._questions = Questions(vlm)
         self.model = self.model or vlm.path
-        served = self._served(self.clock() + self.timeout_s)
+        end = self.clock() + self.timeout_s
+        served = self._served(end)
         if not isinstance(served, Failure):
             if self.model not in served:
                 raise ConfigError(
                     f"The VLM server at {self.url} has no model {self.model!r}; it has {', '.join(sorted(served))} "
                     f"(YAML key {_SETTING}.model)."
+                )
+            black = torch.zeros(3, vlm.spec.frame_height, vlm.frames * vlm.spec.frame_width, dtype=torch.uint8)
+            answer = self._ask(black, end)
+            if isinstance(answer, Failure) and not answer.again:
+                raise ConfigError(
+                    f"The VLM server at {self.url} has {self.model!r}, but refuses a question about a picture "
+                    f"({answer.reason}); it must serve a model that takes pictures, with vLLM 0.12 or later."
                 )
         elif served.again:
             self.breaker.failed(served)

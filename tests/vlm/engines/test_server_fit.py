@@ -48,8 +48,9 @@ def fit(folder: Path, stub: VLLMStub, schedule: str, path: str, *more: str) -> i
 def test_a_server_that_dies_in_the_middle(
     stub: VLLMStub, untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 25 rows in the first round, of which 5 are held out: 5 frames before training, 5 after it; then two batches of 8.
-    left = iter(range(5 + 5 + 16))
+    # One question at the beginning; 25 rows in the first round, of which 5 are held out: 5 frames before training, 5 after
+    # it; then two batches of 8.
+    left = iter(range(1 + 5 + 5 + 16))
 
     def answer(request: Request) -> str:
         if next(left, None) is None:
@@ -68,12 +69,12 @@ def test_a_server_that_dies_in_the_middle(
     assert "without an answer" in printed.out
 
     models = [chat.body["model"] for chat in stub.chats()]
-    assert models[:5] == [BASE] * 5
-    assert len(set(models[5:])) == 1
-    assert models[5].startswith("run-round_001-")
+    assert models[:6] == [BASE] * 6
+    assert len(set(models[6:])) == 1
+    assert models[6].startswith("run-round_001-")
     (load,) = (request.body for request in stub.requests if request.path == "/v1/load_lora_adapter")
     folder = tmp_path / "run" / "rounds" / "round_001_adapter"
-    assert load == {"lora_name": models[5], "lora_path": str(folder.resolve())}
+    assert load == {"lora_name": models[6], "lora_path": str(folder.resolve())}
 
     first, second = summary["rounds"]
     assert first["unanswered_before"] == first["unanswered_after"] == first["unparsable_after"] == 0
@@ -91,8 +92,9 @@ def test_a_server_that_dies_in_the_middle(
     stub.answer = lambda request: "action:[0.5]"
     stub.start()
     assert fit(tmp_path, stub, LINEAR, str(untrained_vlm), "--ckpt_path", "last", "--data.max_env_steps", "7000") == 0
-    assert stub.chats()
-    assert {chat.body["model"].rpartition("-")[0] for chat in stub.chats()} == {"run-round_002"}
+    first_question, *later = stub.chats()
+    assert first_question.body["model"] == BASE
+    assert {chat.body["model"].rpartition("-")[0] for chat in later} == {"run-round_002"}
     resumed = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert resumed["labels_unanswered"] == summary["labels_unanswered"]
     assert resumed["labels_asked"] > summary["labels_asked"]
@@ -114,7 +116,7 @@ def test_a_frozen_vlm_s_weights_are_not_loaded(stub: VLLMStub, tmp_path: Path) -
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["labels_asked"] > 0
     assert summary["labels_unanswered"] == 0
-    assert len(stub.chats()) == summary["labels_asked"]
+    assert len(stub.chats()) == 1 + summary["labels_asked"]
     saved = (tmp_path / "run" / "config.yaml").read_text()
     assert f"url: {stub.url}" in saved
     assert "covr_lightning.vlm.engines.vllm_server.VLLMServer" in saved or "covr_lightning.vlm.VLLMServer" in saved

@@ -12,7 +12,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.vlm import VLLMServer
 from covr_lightning.vlm.decoding import Decoding
 from covr_lightning.vlm.prompts import prompt_for
-from tests.vlm.engines.vllm_stub import BASE, CARTPOLE, VLLMStub, answers, first_pixel, frames, vlm_at
+from tests.vlm.engines.vllm_stub import BASE, CARTPOLE, Request, VLLMStub, answers, first_pixel, frames, vlm_at
 
 
 @pytest.mark.parametrize("position", ["first", "last"])
@@ -106,6 +106,24 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     assert "401" in caplog.text
     for secret in ("s3cret", "wr0ng"):
         assert secret not in caplog.text + str(refused.value) + repr(vars(vlm.engine))
+
+
+def test_a_model_that_takes_no_pictures_is_found_out_at_once(stub: VLLMStub) -> None:
+    asked: list[Request] = []
+
+    def refuse(request: Request) -> Any:
+        asked.append(request)
+        return 400 if request.path.endswith("completions") else None
+
+    stub.trouble = refuse
+    with pytest.raises(ConfigError, match=r"has 'tiny-vlm', but refuses a question about a picture \(status 400"):
+        vlm_at(stub, vlm={"frames": 2})
+    height, width = CARTPOLE.frame_height, CARTPOLE.frame_width
+    assert asked[-1].frame.shape == (3, height, 2 * width)
+    stub.trouble = lambda request: 503 if request.path.endswith("completions") else None
+    vlm = vlm_at(stub)  # it may still be starting
+    stub.trouble = lambda request: None
+    assert vlm.answer(frames(1)) == answers(1)
 
 
 def test_proxies_of_the_environment_are_not_asked(stub: VLLMStub, monkeypatch: pytest.MonkeyPatch) -> None:
