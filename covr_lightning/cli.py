@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.update(WAIT_POLICY | os.environ)
     if argv is None:  # the process is this command's own
         keep_freed_memory()
+        sys.path.append(os.getcwd())  # classes of one's own, named in a YAML; `python -m` has it in the first place
         sys.excepthook = _print_masked
     _log_to_stderr()
     _show_crashes()
@@ -76,6 +77,14 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
+    except KeyboardInterrupt:
+        print("covr: stopped by SIGINT.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning's way out of an evaluation
+            print("covr: stopped by SIGINT.", file=sys.stderr)
+            return 128 + signal.SIGINT
+        raise
     except BrokenPipeError:  # as in `covr configs | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -227,8 +236,8 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
     Args:
         root: Folder of all runs.
         name: The run's name.
-        ckpt_path: With ``"last"``, the newest existing folder that has a last checkpoint is meant; with a checkpoint
-            inside a run's folder, that folder.
+        ckpt_path: With ``"last"``, the newest existing folder of these that has a last checkpoint is meant, but none
+            whose run was given that very name; with a checkpoint inside a run's folder, that folder.
         anew: A checkpoint inside a run's folder of another name begins a new run.
 
     Raises:
@@ -238,7 +247,7 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
         raise ConfigError(f"--name is {name!r}; it must be the name of one folder in {root} (--runs_dir).")
     is_its_name = re.compile(re.escape(name) + r"(-\d+)?").fullmatch
     if ckpt_path == "last":
-        mine = [p for p in root.glob(f"{name}*") if is_its_name(p.name)]
+        mine = [p for p in root.glob(f"{name}*") if p.name == name or (is_its_name(p.name) and not _named_so(p))]
         saved = [p for p in mine if (p / "checkpoints" / "last.ckpt").exists()]
         if not saved:
             raise ConfigError(f"--ckpt_path last: no run {root / name} has a last checkpoint yet.")
@@ -251,6 +260,13 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
     while folder.exists():
         folder, n = root / f"{name}-{n}", n + 1
     return folder
+
+
+def _named_so(folder: Path) -> bool:
+    """Whether a run was given its folder's name, number and all, by ``--name``."""
+    from covr_lightning.sweep.differences import read_configuration
+
+    return read_configuration(folder / "config.yaml").get("name") == folder.name
 
 
 class _ToStderr(logging.StreamHandler):

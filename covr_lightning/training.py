@@ -14,7 +14,7 @@ import lightning as L
 import transformers
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from covr_lightning.agent.checks import check_checkpoint
@@ -37,11 +37,12 @@ from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.finetune.vlm_alone import file_of, round_of
 from covr_lightning.processes import AgentDDP, check_agent_strategy
+from covr_lightning.run_config import SaveConfig, write_config
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
 from covr_lightning.saving.lock import only_run_in
-from covr_lightning.secrets import masked
 from covr_lightning.sweep.differences import read_configuration
+from covr_lightning.sweep.runs import env_steps_of
 from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
@@ -115,9 +116,28 @@ class ParsingCLI(LightningCLI):
         except ArgumentError as error:
             raise ConfigError(one_sentence(str(error), self._parser(args[0]))) from error
 
+    def instantiate_classes(self) -> None:
+        """Build everything.
+
+        Raises:
+            ConfigError: A package that a class needs is not installed.
+        """
+        try:
+            super().instantiate_classes()
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"The config names a class that cannot be built: {' '.join(str(error).split())}"
+            ) from error
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything is {seed}; it must lie in 0 to {2**32 - 1}.")
+        super()._set_seed()
+
     def save_config(self, path: Path) -> None:
         """Write the run's full configuration."""
-        _write_config(self._parser(self.subcommand), self.config[self.subcommand], path)
+        write_config(self._parser(self.subcommand), self.config[self.subcommand], path)
 
 
 class CovrCLI(ParsingCLI):
@@ -159,7 +179,9 @@ class CovrCLI(ParsingCLI):
         if ckpt_path == "last":
             self.config_init[self.subcommand]["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")
         elif ckpt_path is not None and not Path(ckpt_path).is_file():
-            raise ConfigError(f"--ckpt_path {ckpt_path}: there is no such file.")
+            inside = Path(ckpt_path) / "checkpoints" / "last.ckpt"
+            hint = f" (did you mean {inside}?)" if inside.is_file() else ""
+            raise ConfigError(f"--ckpt_path {ckpt_path}: there is no such file{hint}.")
         kwargs["default_root_dir"] = str(folder)
         kwargs["max_epochs"] = 1  # the run's length is data.max_env_steps
         kwargs["max_steps"] = -1
@@ -224,28 +246,20 @@ class CovrCLI(ParsingCLI):
         """Lightning's would read hyperparameters from the checkpoint, which has none, before it is checked."""
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "fit" and self._is_over():
+            return
         with only_run_in(Path(self.trainer.default_root_dir)) if subcommand == "fit" else contextlib.nullcontext():
             super()._run_subcommand(subcommand)
 
-
-class _SaveConfig(SaveConfigCallback):
-    """Writes the run's full configuration to its folder, ``config.yaml``."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Nothing yet: a checkpoint that is refused must leave its run as it is."""
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write it, when a checkpoint has been taken over."""
-        if trainer.is_global_zero:
-            _write_config(self.parser, self.config, Path(trainer.default_root_dir) / self.config_filename)
-
-
-def _write_config(parser: LightningArgumentParser, config: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config = config.clone()
-    config.base = None  # what it builds on is in it now
-    text = parser.dump(config, skip_none=False)
-    path.write_text(masked(text), encoding="utf-8")
+    def _is_over(self) -> bool:
+        """Whether a run is to go on that has all its steps, and say so."""
+        folder = Path(self.trainer.default_root_dir)
+        if self._get(self.config_init, "ckpt_path") != str(folder / "checkpoints" / "last.ckpt"):
+            return False
+        steps, length = env_steps_of(folder / "summary.json"), self.datamodule.max_env_steps
+        if steps >= length:
+            print(f"covr: {folder} is finished: it has {steps:.0f} of {length} environment steps (data.max_env_steps).")
+        return steps >= length
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:
@@ -285,7 +299,7 @@ def _build(
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        save_config_callback=_SaveConfig,
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"log_every_n_steps": 50, "enable_model_summary": False},
         auto_configure_optimizers=False,

@@ -37,6 +37,8 @@ _PIECE = "if it is a piece to add to another one, put that before it (--config r
 # The leaves.
 _NOT_OF_THE_PARSER = re.compile(r"Subcommand '.+' does not accept option '(.+)'|unrecognized arguments: --([\w.]+).*")
 _NOT_OF_THE_CLASS = re.compile(r"Option '(.+)' is not accepted")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but (\S+) is abstract")
+_NO_VALUE = re.compile(r"argument --(\w+): expected one argument")
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _VALUE = re.compile(r"Expected an? (.+)\. Got value: (.*)")
 _TYPE = re.compile(r"Expected an? (<class '.+'>|typing\..+|tuple with .+)")
@@ -106,10 +108,17 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
             expected = found[1]
         elif found := _CLASS.fullmatch(line):
             owner = found[1]
+        elif (found := _NOT_OF_THE_PARSER.fullmatch(line)) and owner:
+            return _no_key_of_the_class(key, found[1] or found[2], owner)
         elif found := _NOT_OF_THE_PARSER.fullmatch(line):
             return _no_key_of_the_parser(found[1] or found[2], parser)
         elif found := _NOT_OF_THE_CLASS.fullmatch(line):
             return _no_key_of_the_class(key, found[1], owner)
+        elif found := _ABSTRACT.fullmatch(line):
+            kind = _last(found[1])
+            return f"{key} needs the class_path of a kind of {kind}; this package has {_list(kind)}."
+        elif found := _NO_VALUE.fullmatch(line):
+            return f"--{found[1]}, or a key below it, is given without a value."
         elif (found := _MISSING.fullmatch(line)) and not owner:
             missing = [name.split(".")[-1] for name in found[1].split(", ")]
             return f"The config has no {' and no '.join(missing)}; {_PIECE}."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +37,17 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--data.max_env_steps", "800"], ["800", "above 800", "data.max_env_steps"]),
         ([*QUICK, "--model.gamma", "1.5"], ["1.5", "0 to 1", "model.gamma"]),
         ([*QUICK, "--ckpt_path", "nothere.ckpt"], ["nothere.ckpt", "--ckpt_path"]),
+        ([*QUICK, "--seed_everything", "-1"], ["seed_everything is -1", "0 to 4294967295"]),
+        ([*QUICK, "--model.alpha_betas", "[0.5, 2]"], ["model.alpha_betas", "[0.5, 2", "0 to 1"]),
+        ([*QUICK, "--data.max_env_steps"], ["--data", "without a value"]),
+        (
+            ["fit", "--config", "dmc_rad.yaml", "--trainer.callbacks.settings.lr", "1"],
+            ["trainer.callbacks gives keys to a class of a config before it, but there is none"],
+        ),
+        (
+            ["fit", "--config", "point_reach.yaml", "--model.augmentation.pad", "3"],
+            ["model.augmentation needs the class_path of a kind of Augmentation", "covr_lightning.agent.RandomShift"],
+        ),
         ([*QUICK, "--ckpt_path", "last", "--name", "none-such"], ["none-such", "--ckpt_path last"]),
         (
             [*QUICK, "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp_spawn"],
@@ -199,6 +212,30 @@ def test_doctor_reads_where_carla_is(monkeypatch: pytest.MonkeyPatch, port: str,
     monkeypatch.setenv("CARLA_HOST", "")
     monkeypatch.setenv("CARLA_PORT", port)
     assert says in doctor._carla_server().detail
+
+
+def test_the_last_run_of_a_name_is_none_that_was_given_another(tmp_path: Path) -> None:
+    for i, (folder, name) in enumerate((("exp", "exp"), ("exp-2", "exp"), ("exp-3", "exp-3"), ("exp-4", None))):
+        (tmp_path / folder / "checkpoints").mkdir(parents=True)
+        last = tmp_path / folder / "checkpoints" / "last.ckpt"
+        last.touch()
+        os.utime(last, (i, i))
+        (tmp_path / folder / "config.yaml").write_text(f"name: {name or 'null'}\n")
+    assert run_folder(tmp_path, "exp", "last") == tmp_path / "exp-4"
+    shutil.rmtree(tmp_path / "exp-4")
+    assert run_folder(tmp_path, "exp", "last") == tmp_path / "exp-2"
+    assert run_folder(tmp_path, "exp-3", "last") == tmp_path / "exp-3"
+
+
+def test_ctrl_c_in_any_command_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "doctor", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "covr: stopped by SIGINT.\n"
 
 
 def test_run_folders(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def nested(path: str, value: object) -> dict:
         ("trainer.max_epochz", "3", "trainer.max_epochz is no key of trainer (did you mean max_epochs?); its keys"),
         ("vlm.pth", "x", "vlm.pth is no key of vlm (did you mean path?); its keys are path, lora, prompt, dtype"),
         ("vlm.lora.rnk", "3", "vlm.lora.rnk is no key of LoRA (did you mean rank?); its keys are rank, alpha, "),
+        ("trainer.callbacks.setings.lr", "3", "trainer.callbacks.setings is no key of ProgressiveFineTune (did "),
         ("trainer.callbacks.psi", "3", "trainer.callbacks.psi is no key of ProgressiveFineTune; its keys are schedule"),
     ],
 )
@@ -175,8 +176,13 @@ def test_broken_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: s
 
 def test_an_unknown_shape_keeps_the_parsers_own_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert refused(capsys, tmp_path, "extra") == "unrecognized arguments: extra"
+
+
+def test_a_class_that_is_abstract(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sentence = refused(capsys, tmp_path, "--data.env", "covr_lightning.envs.EnvFactory")
-    assert sentence == "data.env: Expected an instantiatable class, but covr_lightning.envs.EnvFactory is abstract."
+    assert sentence.startswith(
+        "data.env needs the class_path of a kind of EnvFactory; this package has covr_lightning."
+    )
 
 
 def test_what_lacks_a_class_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def check_sizes(arguments: dict[str, Any]) -> None:
     for name in ("gamma", "critic_tau", "encoder_tau"):
         if not 0 <= arguments[name] <= 1:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must lie in 0 to 1.")
+    if not all(0 <= beta < 1 for beta in arguments["alpha_betas"]):
+        raise ConfigError(
+            f"model.alpha_betas is {list(arguments['alpha_betas'])}; both must lie in 0 to 1, 1 excluded."
+        )
     for name in ("critic_lr", "actor_lr", "alpha_lr", "alpha_init"):
         if arguments[name] <= 0:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must be above 0.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from covr_lightning.agent.priors import Prior
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.vlm import VLM
+
+log = logging.getLogger(__name__)
 
 _AT_LEAST_ONE = (
     "max_env_steps", "batch_size", "replay_capacity", "label_every_agent_steps", "label_batch_size",
@@ -54,21 +57,32 @@ def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:
         )
 
 
-def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[object]) -> None:
+def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[Any], max_env_steps: int) -> None:
     """Check that a run has the VLM that it asks, and that what its prior waits for will come.
 
     Args:
         vlm: The VLM.
         asks: Whether the prior or the warm-up asks one.
         prior: The agent's.
-        callbacks: The Trainer's; one with a true attribute ``measures_vlm`` measures the VLM's error.
+        callbacks: The Trainer's; one with a true attribute ``measures_vlm`` makes rounds by its `schedule`, and
+            measures the VLM's error in them.
+        max_env_steps: The run's length; a prior that waits for more rounds than fit in it is warned of.
 
     Raises:
         ConfigError: It has not, or it will not.
     """
     if asks and vlm is None:
         raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
-    if prior.needs_measure and not any(getattr(callback, "measures_vlm", False) for callback in callbacks):
+    making = [callback for callback in callbacks if getattr(callback, "measures_vlm", False)]
+    rounds = sum(step < max_env_steps for one in making for step in one.schedule.rounds(max_env_steps))
+    wanted = getattr(prior, "after_rounds", 0)
+    if wanted > rounds and not prior.needs_measure:
+        log.warning(
+            "%s (model.prior) waits for %d fine-tune rounds (after_rounds), but this run has %s: the VLM never guides.",
+            type(prior).__name__, wanted, f"{rounds} (data.max_env_steps, schedule)" if making else
+            "no ProgressiveFineTune (trainer.callbacks) to make any",
+        )  # fmt: skip
+    if prior.needs_measure and not making:
         raise ConfigError(
             f"{type(prior).__name__} (model.prior) goes by the VLM's error that ProgressiveFineTune measures in each "
             "round, but trainer.callbacks has none."

@@ -169,7 +169,8 @@ class ExperienceData(ResumingData):
         if self.vlm is not None and self.trainer is not None:
             self.vlm.to(self.trainer.strategy.root_device)  # loaded there at once
         asks = model.prior.uses_vlm or self.warmup_actions == "vlm"
-        check_vlm(self.vlm, asks, model.prior, self._trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+        check_vlm(self.vlm, asks, model.prior, callbacks, self.max_env_steps)
         if asks and self.vlm is not None:
             self.vlm.load(self.spec)
         device = self._trainer.strategy.root_device if self.replay_device == "agent" else torch.device("cpu")

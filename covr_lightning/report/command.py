@@ -14,7 +14,7 @@ from covr_lightning.report import configurations, guidance, learning, overview, 
 from covr_lightning.report.drawing import style
 from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.page import Page
-from covr_lightning.report.runs import find_runs, read_run
+from covr_lightning.report.runs import Run, class_name, find_runs, read_run
 from covr_lightning.saving.files import write_atomically
 
 #: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
@@ -55,8 +55,29 @@ def report(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     folders = find_runs(options.runs)
     out = options.out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
-    print(f"report: {write_report(group_runs([read_run(folder) for folder in folders]), out)}")
+    print(f"report: {write_report(group_runs(_of_agents([read_run(folder) for folder in folders])), out)}")
     return 0
+
+
+def _of_agents(runs: list[Run]) -> list[Run]:
+    """Those that trained an agent; the others are named.
+
+    Raises:
+        ConfigError: None did.
+    """
+    kept, left_out = list[Run](), list[str]()
+    for run in runs:
+        if not run.configuration:
+            left_out.append(f"{run.folder / 'config.yaml'} cannot be read")
+        elif class_name(run.configuration.get("data")) == "SavedRows":
+            left_out.append(f"{run.folder} fine-tuned a VLM alone, whose figures are in its rounds/")
+        else:
+            kept.append(run)
+    if not kept:
+        raise ConfigError(f"covr report: {'; '.join(left_out)}; a report is about runs that train an agent.")
+    if left_out:
+        print(f"left out: {'; '.join(left_out)}")
+    return kept
 
 
 def write_report(groups: Sequence[Group], out: Path) -> Path:

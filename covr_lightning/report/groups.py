@@ -112,7 +112,7 @@ class Group:
         """The seeds' episodes of the VLM alone after a round."""
         played = [(run.seed, run.vlm[round_].columns) for run in self.runs if round_ in run.vlm]
         return self._over_seeds(
-            [OfRun(seed, float(c[name].mean()), float(c[name].std())) for seed, c in played if name in c]
+            [OfRun(seed, float(c[name].mean()), _spread(c[name])) for seed, c in played if name in c]
         )
 
     def who(self, measured: Measured) -> str:
@@ -133,6 +133,11 @@ class Group:
         if len(self.runs) == 1 and values:
             spread = values[0].spread
         return Measured(mean, spread, tuple(one.seed for one in values))
+
+
+def _spread(episodes: np.ndarray) -> float:
+    """Standard deviation over episodes; NaN of one."""
+    return float(episodes.std()) if len(episodes) > 1 else math.nan
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -102,15 +103,23 @@ def guidance(page: Page, groups: Sequence[Group]) -> None:
 
 
 def over_training(group: Group, name: str, label: str) -> Figure:
-    """A logged quantity over environment steps, a line for each seed, in means of a few logged updates."""
+    """A logged quantity over environment steps, a line for each seed, in means of a few logged updates.
+
+    Lines break at rounds, where λ and the VLM are others from one update to the next.
+    """
     figure, axes = new_figure()
     for run, color, _, dashes in figures.looks_of_seeds(group):
-        rows = logged(run)
-        parts = [rows[i : i + _MEAN_OF] for i in range(0, len(rows), _MEAN_OF)]
-        if parts:
+        bounds = [0, *(r["env_steps"] for r in run.rounds), math.inf]
+        points: list[tuple[float, float]] = []
+        for begins, ends in itertools.pairwise(bounds):
+            rows = [row for row in logged(run) if begins < row["step"] <= ends]
+            parts = [rows[i : i + _MEAN_OF] for i in range(0, len(rows), _MEAN_OF)]
+            points += [(fmean(r["step"] for r in part), fmean(r[name] for r in part)) for part in parts]
+            points.append((math.nan, math.nan))
+        if len(points) > len(bounds) - 1:
             axes.plot(
-                *([np.mean([row[key] for row in part]) for part in parts] for key in ("step", name)),
-                color=color, linewidth=1.6, linestyle=dashes, label=f"seed {run.seed}",
+                *zip(*points, strict=True), color=color, linewidth=1.6, linestyle=dashes, marker=".", markersize=3,
+                label=f"seed {run.seed}",
             )  # fmt: skip
     axes.set(xlabel="environment steps", ylabel=label)
     axes.set_ylim(bottom=0)

@@ -161,8 +161,11 @@ def plus_minus(mean: float, spread: float, decimals: int = 1) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in per cent."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.0f} %"
+    """A share in per cent; one that is not 0 is not shown as 0."""
+    if share is None or math.isnan(share):
+        return "–"
+    shown = f"{100 * share:.0f}"
+    return "< 1 %" if shown == "0" and share > 0 else f"{shown} %"
 
 
 def _slug(text: str) -> str:

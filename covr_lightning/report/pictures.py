@@ -30,6 +30,9 @@ def similarity(page: Page, groups: Sequence[Group]) -> None:
     )
     for group in named(page, groups, with_rounds=True):
         run = group.first
+        if not run.samples and run.rounds and not any(r.get("kept", 0) > 1 for r in run.rounds):
+            page.missing("No round has asked the VLM about rows: each kept too few to train on.")
+            continue
         if not run.samples:
             page.missing(
                 "The VLM's answers are not recorded: "

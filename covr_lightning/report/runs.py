@@ -163,6 +163,8 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder; what is missing, or only half written yet, is left out."""
     run = Run(folder, read_configuration(folder / "config.yaml"))
     run.curve = [row for row in _numbers(folder / "curve.csv") if {"env_steps", "return"} <= row.keys()]
+    if run.setting("data", "eval_episodes") == 1:  # which has no spread
+        run.curve = [{k: math.nan if k.endswith("_std") else v for k, v in row.items()} for row in run.curve]
     run.metrics = _numbers(folder / "logs" / "csv" / "metrics.csv")
     for path in sorted((folder / "rounds").glob("round_*.json")):
         figures = _json(path)

@@ -117,12 +117,13 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
             page.add(_performance_table(group, "distance", "DD (m)"))
         if not any(run.vlm for run in group.runs):
             folder = group.first.folder
-            page.missing(
-                "How the VLM does alone is not recorded: "
-                f"<code>{PLAY_ALONE}</code> plays it in each round, and <code>covr test --config "
-                f"{escape(str(folder / 'config.yaml'))} --actor vlm --vlm.adapter "
-                f"{escape(str(folder / 'rounds' / 'round_001_adapter'))}</code> adds a round of this run."
-            )
+            said = f"How the VLM does alone is not recorded: <code>{PLAY_ALONE}</code> plays it in each round"
+            for adapter in sorted((folder / "rounds").glob("round_*_adapter"))[:1]:
+                said += (
+                    f", and <code>covr test --config {escape(str(folder / 'config.yaml'))} --actor vlm --vlm.adapter "
+                    f"{escape(str(adapter))}</code> adds a round of this run"
+                )
+            page.missing(f"{said}.")
         for run in group.runs:
             if run.rounds:
                 page.add(_figures_table(run, f"Seed {run.seed}" if len(group.runs) > 1 else ""))

@@ -79,6 +79,7 @@ def in_place_of(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         yield unfinished
+        _open_to_readers(unfinished)
         if path.is_dir():  # a file gives way by itself
             shutil.rmtree(path)
         unfinished.replace(path)
@@ -88,6 +89,15 @@ def in_place_of(path: Path) -> Iterator[Path]:
         else:
             unfinished.unlink(missing_ok=True)
         raise
+
+
+def _open_to_readers(path: Path) -> None:
+    """Give a file, or those in a folder, the rights that `open` gives: safetensors keeps them to the owner."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def as_json(value: Any) -> bytes:

@@ -83,7 +83,7 @@ class SweepRun:
                 "another --name or --runs_dir, or remove that folder."
             )
         length = self.configuration["data"]["init_args"]["max_env_steps"]
-        if summary.is_file() and _env_steps(summary) >= length:
+        if summary.is_file() and env_steps_of(summary) >= length:
             return "finished"
         return "cut" if self.last_checkpoint.is_file() else "new"
 
@@ -120,8 +120,9 @@ class SweepRun:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _env_steps(summary: Path) -> float:
+def env_steps_of(summary: Path) -> float:
+    """Environment steps of a run by its ``summary.json``; −∞ if there is none that can be read."""
     try:
         return float(json.loads(summary.read_text(encoding="utf-8"))["env_steps"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return -math.inf

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from covr_lightning.report.guidance import Stretch, stretches
+from covr_lightning.report.groups import Group
+from covr_lightning.report.guidance import LOSS, Stretch, over_training, stretches
+from covr_lightning.report.page import percent
 from covr_lightning.report.runs import read_run
 from tests.report.pages import report
 from tests.report.test_seeds import write_run
@@ -49,6 +52,16 @@ def test_stretches_over_seeds(tmp_path: Path) -> None:
     ]
     for name in ("mine-guidance-loss", "mine-labelled"):
         assert (tmp_path / "out" / f"{name}.png").is_file()
+
+
+def test_lines_break_at_rounds_and_a_share_that_is_not_0_is_not_shown_as_0(tmp_path: Path) -> None:
+    rows = "".join(f"{step},{0 if step <= 5000 else 2},0.004,{step / 1000}\n" for step in range(1000, 9000, 1000))
+    run = read_run(guided(tmp_path, 1, HEAD + rows))
+    (line,) = over_training(Group("mine", [run]), LOSS, "loss").axes[0].lines
+    steps, losses = (np.asarray(values, float) for values in line.get_data())
+    np.testing.assert_array_equal(steps, [3000, np.nan, 7000, np.nan, np.nan])  # means of 1 to 5 and of 6 to 8
+    np.testing.assert_array_equal(losses, [3, np.nan, 7, np.nan, np.nan])
+    assert [percent(share) for share in (0, 0.004, 0.006, 0.5)] == ["0 %", "< 1 %", "1 %", "50 %"]
 
 
 @pytest.mark.parametrize(

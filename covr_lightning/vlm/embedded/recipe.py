@@ -15,11 +15,14 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +94,24 @@ def render_training_frames(recipe: Recipe, seed: int) -> list[Frames]:
     if recipe.render_processes == 0:
         return [_render_job(job) for job in jobs]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(recipe.render_processes, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(recipe.render_processes, mp_context=context, initializer=_end_with_parent)
+    try:
         return list(pool.map(_render_job, jobs))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # nothing is left to do, or nobody wants it any more
+
+
+def _end_with_parent() -> None:
+    """Have a rendering process end when the one that started it does, however that ends; Ctrl-C is the latter's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "started by multiprocessing"
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _render_job(job: tuple[str, int, int]) -> Frames:

@@ -48,8 +48,8 @@ def fit(folder: Path, stub: VLLMStub, schedule: str, path: str, *more: str) -> i
 def test_a_server_that_dies_in_the_middle(
     stub: VLLMStub, untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # One question at the beginning; 25 rows in the first round, of which 5 are held out: 5 frames before training, 5 after
-    # it; then two batches of 8.
+    # One question at the beginning; 25 rows in the first round, of which 5 are held out: 5 frames before training, 5
+    # after it; then two batches of 8.
     left = iter(range(1 + 5 + 5 + 16))
 
     def answer(request: Request) -> str:

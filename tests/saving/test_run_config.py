@@ -1,0 +1,89 @@
+"""What a run goes on with, and what others read of it: its configuration, the documentation's lines, rights."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from covr_lightning.cli import main
+from covr_lightning.saving.files import in_place_of
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "saving.md"
+POINT = ["fit", "--config", "point_reach.yaml", "--trainer.enable_progress_bar", "false",
+         "--trainer.accelerator", "cpu", "--data.max_env_steps", "300", "--data.warmup_agent_steps", "80", "--data.eval_episodes", "1",
+         "--data.eval_every_env_steps", "150", "--model.hidden", "16", "--video", "true", "--name", "mine"]  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a finished run in it."""
+    monkeypatch.chdir(tmp_path)
+    assert main(POINT) == 0
+    return tmp_path / "runs"
+
+
+def settings(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def test_a_finished_run_and_one_that_goes_on_otherwise(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "mine"
+    last = run / "checkpoints" / "last.ckpt"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    shorter = ["--ckpt_path", "last", "--data.max_env_steps", "200"]
+    assert main([*POINT, *shorter]) == 0
+    sentence = f"covr: {run.relative_to(runs.parent)} is finished: it has 300 of 200 environment steps"
+    assert sentence in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+    assert main([*POINT, "--ckpt_path", "last", "--data.max_env_steps", "400", "--model.gamma", "0.5"]) == 0
+    printed = capsys.readouterr()
+    (told,) = (line for line in printed.err.splitlines() if "goes on with another configuration" in line)
+    assert "data.max_env_steps is 300 there, 400 here" in told
+    assert "model.gamma is 0.8 there, 0.5 here" in told
+    old, new = settings(run / "config_until_300.yaml"), settings(run / "config.yaml")
+    assert [one["data"]["init_args"]["max_env_steps"] for one in (old, new)] == [300, 400]
+    assert [one["model"]["init_args"]["gamma"] for one in (old, new)][1] == 0.5
+    assert torch.load(last, weights_only=True)["ExperienceData"]["counters"]["env_steps"] == 400
+
+    assert main([*POINT, "--ckpt_path", str(run)]) == 2
+    assert f"there is no such file (did you mean {last}?)" in capsys.readouterr().err
+
+    # A test's video does not take the place of the run's.
+    videos = {path.name: path.read_bytes() for path in (run / "videos").iterdir()}
+    assert set(videos) >= {"env150.mp4", "env300.mp4"}
+    assert main(["test", *POINT[1:], "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
+    assert {path.name for path in (run / "videos").iterdir()} == {*videos, "test_env400.mp4"}
+    assert all((run / "videos" / name).read_bytes() == content for name, content in videos.items())
+
+
+def test_the_documentations_lines_read_a_run_without_this_package(runs: Path) -> None:
+    (code,) = re.findall(r"```python\n(checkpoint = .*?)```", DOCUMENT.read_text(), re.DOTALL)
+    names: dict[str, Any] = {"torch": torch, "safetensors": safetensors}
+    exec(code, names)
+    assert len(names["tensors"]["rows/action"]) > 0
+
+
+def test_others_may_read_what_safetensors_writes(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with in_place_of(tmp_path / "adapter") as folder:
+            folder.mkdir()
+            safetensors.torch.save_file({"a": torch.zeros(1)}, folder / "a.safetensors")
+        os.umask(0o077)
+        with in_place_of(tmp_path / "b.safetensors") as file:
+            safetensors.torch.save_file({"b": torch.zeros(1)}, file)
+    finally:
+        os.umask(before)
+    modes = [
+        path.stat().st_mode & 0o777 for path in (tmp_path / "adapter" / "a.safetensors", tmp_path / "b.safetensors")
+    ]
+    assert modes == [0o644, 0o600]
