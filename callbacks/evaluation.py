@@ -53,7 +53,8 @@ class EvaluationVideo(L.Callback):
         if isinstance(outputs, EpisodeResult) and outputs.frames:
             steps = trainer.datamodule.counters.env_steps  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir) / "videos"
-            kind = "" if trainer.state.fn == "fit" else f"{trainer.state.fn}_"  # the run's own videos stay
+            assert trainer.state.fn is not None, "it is running"
+            kind = "" if trainer.state.fn == "fit" else f"{trainer.state.fn.value}_"  # the run's own videos stay
             write_video(outputs, folder / f"{kind}env{steps}.mp4", self.frames_per_second)
 
     on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
