@@ -109,9 +109,14 @@ def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     names = [] if base is None else [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"base is {base!r} in {path}; it can be the name of a config or a list of names.")
-    return [below for name in names for below in with_bases(resolve(name, path.parent), (*above, path.resolve()))] + [
-        path
-    ]
+    found = list[Path]()
+    for name in names:
+        try:
+            base_path = resolve(name, path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"In {path} (YAML key base): {error}") from error
+        found += with_bases(base_path, (*above, path.resolve()))
+    return [*found, path]
 
 
 def read_config(value: str) -> dict[str, Any]:

@@ -339,8 +339,9 @@ def export(arguments: list[str], folder: Path) -> int:
     return 0
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+def _says_something(record: logging.LogRecord) -> bool:
+    """Not a tip, and not that a run's one epoch is over."""
+    return not any(said in record.getMessage() for said in ("Tip:", "`max_epochs=1` reached"))
 
 
 def _silence() -> None:
@@ -348,7 +349,7 @@ def _silence() -> None:
     for name in ("absl", "bitsandbytes", "torch.onnx._internal.exporter._registration"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
     transformers.utils.logging.disable_progress_bar()
     for pattern in (
         ".*does not have many workers.*",

@@ -170,7 +170,10 @@ class SavedRows(L.LightningDataModule):
         for path in map(Path, self.rows):
             found = sorted(path.glob(PATTERN)) if path.is_dir() else [path] if path.is_file() else []
             if not found:
-                raise ConfigError(f"data.rows is {str(path)!r}, which is neither a file nor a folder with {PATTERN}.")
+                raise ConfigError(
+                    f"data.rows is {str(path)!r}, which is neither a file nor a folder with {PATTERN}, "
+                    "which ProgressiveFineTune writes with save_rows: true."
+                )
             files += found
         if not files:
             raise ConfigError("data.rows is an empty list; it must name a file or a folder of rows.")

@@ -16,9 +16,11 @@ from covr_lightning.cli import main
 from covr_lightning.saving.files import in_place_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "saving.md"
-POINT = ["fit", "--config", "point_reach.yaml", "--trainer.enable_progress_bar", "false",
-         "--trainer.accelerator", "cpu", "--data.max_env_steps", "300", "--data.warmup_agent_steps", "80",
-         "--data.eval_episodes", "1", "--data.eval_every_env_steps", "150", "--model.hidden", "16", "--video", "true", "--name", "mine"]  # fmt: skip
+POINT = [
+    "fit", "--config", "point_reach.yaml", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
+    "--data.max_env_steps", "300", "--data.warmup_agent_steps", "80", "--data.eval_episodes", "1",
+    "--data.eval_every_env_steps", "150", "--model.hidden", "16", "--video", "true", "--name", "mine",
+]  # fmt: skip
 
 
 @pytest.fixture
