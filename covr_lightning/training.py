@@ -124,10 +124,14 @@ class ParsingCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"The config names a class that cannot be built: {' '.join(str(error).split())}"
-            ) from error
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, ModuleNotFoundError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            said = " ".join(str(cause).split())
+            raise ConfigError(f"The config names a class whose package is not there: {said}") from error
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")

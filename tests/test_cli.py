@@ -214,6 +214,23 @@ def test_doctor_reads_where_carla_is(monkeypatch: pytest.MonkeyPatch, port: str,
     assert says in doctor._carla_server().detail
 
 
+def test_a_class_whose_package_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "needs_more.py").write_text(
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class NeedsMore(Callback):\n"
+        "    def __init__(self):\n"
+        "        import no_such_package\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sentence = refused(
+        capsys, ["fit", "--config", "point_reach.yaml", "--runs_dir", str(tmp_path / "runs"),
+                 "--trainer.callbacks+=needs_more.NeedsMore"]
+    )  # fmt: skip
+    assert sentence == ("covr: The config names a class whose package is not there: No module named 'no_such_package'")
+
+
 def test_the_last_run_of_a_name_is_none_that_was_given_another(tmp_path: Path) -> None:
     for i, (folder, name) in enumerate((("exp", "exp"), ("exp-2", "exp"), ("exp-3", "exp-3"), ("exp-4", None))):
         (tmp_path / folder / "checkpoints").mkdir(parents=True)
