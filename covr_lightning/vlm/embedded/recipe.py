@@ -94,11 +94,15 @@ def render_training_frames(recipe: Recipe, seed: int) -> list[Frames]:
     if recipe.render_processes == 0:
         return [_render_job(job) for job in jobs]
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(recipe.render_processes, mp_context=context, initializer=_end_with_parent)
-    try:
-        return list(pool.map(_render_job, jobs))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # nothing is left to do, or nobody wants it any more
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(recipe.render_processes, mp_context=context, initializer=_end_with_parent) as pool:
+        try:
+            return list(pool.map(_render_job, jobs))
+        except BaseException:  # nobody wants what they are at any more
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.terminate()
+            raise
 
 
 def _end_with_parent() -> None:
