@@ -152,8 +152,7 @@ class ProgressiveFineTune(L.Callback):
             if self.launch is None:
                 data.vlm.load_weights()
             data.vlm.check_targets()
-        self._skipped_agent_steps = 0 if self.warmup_rows else data.warmup_agent_steps
-        self._counters = data.counters
+        self._skipped_agent_steps = -1 if self.warmup_rows else data.warmup_agent_steps
         self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
         self._agent = pl_module
@@ -164,7 +163,7 @@ class ProgressiveFineTune(L.Callback):
             before = self._newest.pop(env, None)
             self.buffer.cut_episode(env, None if before is None else self._value_after(before))
             return
-        if self._counters.agent_steps <= self._skipped_agent_steps:
+        if self._agent.counters.agent_steps <= self._skipped_agent_steps:
             return
         value = 0.0
         if self.at_time_limit == "bootstrap":

@@ -191,7 +191,7 @@ def test_damage_is_told_in_one_sentence(
     covr: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert covr("fit", {"save_top_k": -1}) == 0
-    folder = tmp_path / "run" / "checkpoints"
+    folder, longer = tmp_path / "run" / "checkpoints", ["--data.max_env_steps", "3000"]
 
     def refused(*arguments: Any) -> str:
         capsys.readouterr()
@@ -202,7 +202,12 @@ def test_damage_is_told_in_one_sentence(
     whole = last.read_bytes()
     for damaged in (whole[:-1000], whole[:3000] + bytes([whole[3000] ^ 16]) + whole[3001:], b"PNG and so on"):
         last.write_bytes(damaged)
-        for command in (["fit", None], ["test", None], ["validate", None], ["export", None, "--out", str(tmp_path)]):
+        for command in (
+            ["fit", None, *longer],
+            ["test", None],
+            ["validate", None],
+            ["export", None, "--out", str(tmp_path)],
+        ):
             sentence = refused(*command, "--ckpt_path", str(last))
             assert str(last) in sentence
             assert sentence.endswith(f"; the newest good checkpoint of this run is {good}.")
@@ -215,17 +220,17 @@ def test_damage_is_told_in_one_sentence(
     (newest,) = set(parts) - set(older_parts)
     part = tmp_path / "run" / "replay" / newest
     part.write_bytes(part.read_bytes()[:-1])
-    sentence = refused("fit", None, "--ckpt_path", "last")
+    sentence = refused("fit", None, "--ckpt_path", "last", *longer)
     assert f"The replay's part {part} is damaged" in sentence
     assert sentence.endswith(f"; the newest good checkpoint of this run is {older}.")
     part.unlink()
-    assert f"The replay's part {part} is missing" in refused("fit", None, "--ckpt_path", "last")
+    assert f"The replay's part {part} is missing" in refused("fit", None, "--ckpt_path", "last", *longer)
     assert last.read_bytes() == whole  # a run that could not begin saves nothing
     assert covr("test", None, "--ckpt_path", str(last)) == 0
     assert covr("fit", None, "--ckpt_path", str(older)) == 0
     assert env_steps_saved(last) == 2000
     with only_run_in(tmp_path / "run"):
-        assert "Another run is writing to" in refused("fit", None, "--ckpt_path", "last")
+        assert "Another run is writing to" in refused("fit", None, "--ckpt_path", "last", *longer)
 
 
 def test_a_resumed_run_goes_on_with_the_learning_rates_of_its_config(covr: Callable[..., int], tmp_path: Path) -> None:
