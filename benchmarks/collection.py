@@ -26,7 +26,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -294,7 +294,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--steps", type=int, default=40, help="agent steps of a block")
-    parser.add_argument("--loop_steps", type=int, default=300, help="agent steps of the loop")
+    parser.add_argument("--loop_steps", type=int, default=150, help="agent steps of the loop")
+    parser.add_argument("--pairs", type=int, default=5, help="times that the loop and its parts are taken in turns")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
@@ -310,14 +311,31 @@ def main() -> None:
         "| both / loop | step by step / loop | Lightning's | that / update |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for precision in PRECISIONS:
-        by_themselves = alone(precision, arguments.blocks, arguments.steps)
-        seconds = loop(precision, arguments.loop_steps)
-        (collection, _), (update, _) = by_themselves["collection"], by_themselves["update"]
-        both, step_by_step = (sum(times) for times in zip(*by_themselves.values(), strict=True))
-        row = [precision, *(f"{1000 * s:.2f}" for s in (collection, update, both, step_by_step, seconds.whole))]
-        row += [f"{s / seconds.whole:.2f}" for s in (both, step_by_step)]
-        row += [f"{1000 * seconds.lightning:.2f}", f"{seconds.lightning / seconds.update:.1%}"]
-        print(f"| {' | '.join(row)} |", flush=True)
+        # The machine's own speed drifts, so both are taken in turns, too, and a ratio is the median over pairs.
+        pairs = [
+            (alone(precision, arguments.blocks // 2, arguments.steps), loop(precision, arguments.loop_steps))
+            for _ in range(arguments.pairs)
+        ]
+        print(f"| {precision} | {' | '.join(_row(pairs))} |", flush=True)
+
+
+def _row(pairs: list[tuple[dict[str, tuple[float, float]], Seconds]]) -> Iterator[str]:
+    """Medians over pairs; of the ratios also least and most."""
+
+    def median(values: Iterable[float]) -> float:
+        return statistics.median(values)
+
+    for name in ("collection", "update"):
+        yield f"{1000 * median(parts[name][0] for parts, _ in pairs):.2f}"
+    both = [[sum(times) for times in zip(*parts.values(), strict=True)] for parts, _ in pairs]
+    for i in (0, 1):
+        yield f"{1000 * median(sums[i] for sums in both):.2f}"
+    yield f"{1000 * median(seconds.whole for _, seconds in pairs):.2f}"
+    for i in (0, 1):
+        ratios = [sums[i] / seconds.whole for sums, (_, seconds) in zip(both, pairs, strict=True)]
+        yield f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    yield f"{1000 * median(seconds.lightning for _, seconds in pairs):.2f}"
+    yield f"{median(seconds.lightning / seconds.update for _, seconds in pairs):.1%}"
 
 
 if __name__ == "__main__":
