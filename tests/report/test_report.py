@@ -248,6 +248,21 @@ def test_where_the_time_went(run: Path, tmp_path: Path) -> None:
     assert ["label", "10.0", "20 %", "–", ""] in page.rows
 
 
+def test_runs_that_trained_no_agent_are_left_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.yaml").write_text("data: {class_path: covr_lightning.finetune.SavedRows}\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.yaml").write_text("data: [\n")
+    capsys.readouterr()
+    page = report(run, tmp_path / "alone", tmp_path / "broken", out=tmp_path / "out")
+    assert "1 run" not in "".join(page.text)
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'alone'} fine-tuned a VLM alone" in printed
+    assert f"{tmp_path / 'broken' / 'config.yaml'} cannot be read" in printed
+    assert main(["report", str(tmp_path / "alone")]) == 2
+    assert "a report is about runs that train an agent" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("path", "sentence"), [("nowhere", "nowhere is no folder"), (".", "holds no run"), ("--colour", "unrecognized")]
 )
