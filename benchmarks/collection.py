@@ -26,7 +26,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -321,10 +321,7 @@ def main() -> None:
 
 def _row(pairs: list[tuple[dict[str, tuple[float, float]], Seconds]]) -> Iterator[str]:
     """Medians over pairs; of the ratios also least and most."""
-
-    def median(values: Iterable[float]) -> float:
-        return statistics.median(values)
-
+    median = statistics.median
     for name in ("collection", "update"):
         yield f"{1000 * median(parts[name][0] for parts, _ in pairs):.2f}"
     both = [[sum(times) for times in zip(*parts.values(), strict=True)] for parts, _ in pairs]

@@ -77,14 +77,12 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as left:
+        # Lightning leaves an evaluation that was interrupted by SystemExit.
+        if isinstance(left, SystemExit) and not isinstance(left.__context__, KeyboardInterrupt):
+            raise
         print("covr: stopped by SIGINT.", file=sys.stderr)
         return 128 + signal.SIGINT
-    except SystemExit as left:
-        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning's way out of an evaluation
-            print("covr: stopped by SIGINT.", file=sys.stderr)
-            return 128 + signal.SIGINT
-        raise
     except BrokenPipeError:  # as in `covr configs | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

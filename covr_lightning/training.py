@@ -126,9 +126,9 @@ class ParsingCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, ModuleNotFoundError):
+            while cause is not None and not isinstance(cause, ConfigError | ModuleNotFoundError):
                 cause = cause.__cause__
-            if cause is None:
+            if not isinstance(cause, ModuleNotFoundError):  # a class may have said itself what is missing
                 raise
             said = " ".join(str(cause).split())
             raise ConfigError(f"The config names a class whose package is not there: {said}") from error

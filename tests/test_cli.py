@@ -231,6 +231,24 @@ def test_a_class_whose_package_is_missing(
     assert sentence == ("covr: The config names a class whose package is not there: No module named 'no_such_package'")
 
 
+def test_a_class_that_says_itself_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "says_more.py").write_text(
+        "from lightning.pytorch.callbacks import Callback\n"
+        "from covr_lightning.errors import ConfigError\n"
+        "class SaysMore(Callback):\n"
+        "    def __init__(self):\n"
+        "        try:\n"
+        "            import no_such_package\n"
+        "        except ModuleNotFoundError as error:\n"
+        "            raise ConfigError('pip install it') from error\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["fit", "--config", "point_reach.yaml", "--runs_dir", str(tmp_path / "runs")]
+    assert refused(capsys, [*arguments, "--trainer.callbacks+=says_more.SaysMore"]) == "covr: pip install it"
+
+
 def test_the_last_run_of_a_name_is_none_that_was_given_another(tmp_path: Path) -> None:
     for i, (folder, name) in enumerate((("exp", "exp"), ("exp-2", "exp"), ("exp-3", "exp-3"), ("exp-4", None))):
         (tmp_path / folder / "checkpoints").mkdir(parents=True)
