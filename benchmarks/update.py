@@ -313,11 +313,13 @@ def on_gpu(arguments: argparse.Namespace) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     device = torch.device(arguments.device)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # beyond it, it would go on uncompiled
     print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}\n")
     print("| batch | what | precision | replay | CUDA graphs | torch.compile | updates a second | a kernel runs | MB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for batch in arguments.batch:
         for way in ways(arguments.device, arguments.rad is not None, not arguments.uncompiled):
+            torch.compiler.reset()  # what earlier rows compiled counts towards the limit of torch.compile
             torch.cuda.reset_peak_memory_stats(device)
             if way.of_rad:
                 update = rad(arguments.rad, batch, arguments.device)

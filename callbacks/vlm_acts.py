@@ -44,8 +44,8 @@ class VLMActs(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.vlm is None:
             raise ConfigError("--actor is 'vlm', but no VLM is given (YAML key vlm).")
+        data.vlm.to(pl_module.device)  # first, so that it is quantised there
         data.vlm.load(data.spec)
-        data.vlm.to(pl_module.device)
         pl_module.episode_policy = lambda: HeldAnswers(  # type: ignore[assignment]
             data.vlm, data.spec.action_dim, data.label_every_agent_steps, self.answers
         )

@@ -157,8 +157,8 @@ def vlm_rows(
         batch_sizes: Frames per call of labelling.
         device: Where to ask.
     """
-    vlm.load(_factory(task).spec)
     vlm.to(device)
+    vlm.load(_factory(task).spec)
     ways: list[tuple[str, int, Callable[[Tensor], object]]] = [
         ("generate", 1, lambda batch: greedy_answers(vlm.model, vlm.inputs, vlm.codec, batch, device))
     ]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from covr_lightning.agent.networks import without_autocast
 from covr_lightning.agent.objectives import Objective
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class CURL(Objective):
         q = agent.critic_projection(agent.trunk(views.critic[0]))
         with torch.no_grad():
             k = agent.target_projection(agent.target_trunk(agent.augmentation(batch["pixels"], agent.generator)))
-        with torch.autocast(q.device.type, enabled=False):  # bfloat16 keeps too little of logits that differ by little
+        with without_autocast(q.device):  # bfloat16 keeps too little of logits that differ by little
             logits = q.float() @ self.w @ k.float().T
         own = torch.arange(len(logits), device=logits.device)
         loss = F.cross_entropy(logits, own)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,18 +141,34 @@ class UpdateGraphs:
         """Show the GPU an update, which is not carried out meanwhile."""
         agent = self._agent
         optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in agent.all_optimizers()]
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["capturable"] = True
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(agent.generator)
-        self._memory = self._memory or torch.cuda.graph_pool_handle()
+        if self._memory is None:
+            # All captures of a process run on one stream, whose workspace of cuBLAS would lie in another agent's pool.
+            torch._C._cuda_clearCublasWorkspaces()
+            self._memory = torch.cuda.graph_pool_handle()
         # Other threads of this process may use the GPU, to render or to label.
         with (
+            _capturable(optimizers),
             torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"),
             agent.finite.recording() as seen,
         ):
             errors, metrics = agent.update(batch, due, lam, optimizers)
         return _Captured(graph.replay, errors, metrics, seen)
+
+
+@contextmanager
+def _capturable(optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+    """Let optimizers be captured; afterwards they are as they were, since a step outside of a graph warns of it."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    before = [group["capturable"] for group in groups]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, value in zip(groups, before, strict=True):
+            group["capturable"] = value
 
 
 def _nothing() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,10 +62,18 @@ class OutputLinear(nn.Linear):
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (B, hidden) to float32 (B, outputs)."""
-        if h.dtype == self.weight.dtype:
-            return super().forward(h)
-        with torch.autocast(h.device.type, enabled=False):
+        with without_autocast(h.device):
             return super().forward(h.to(self.weight.dtype))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where nothing on a device is cast to a smaller type.
+
+    A gradient is of a float32 operation's precision only if the backward pass runs in it, too.
+    """
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -27,7 +27,7 @@ from covr_lightning.agent.checks import check_backend, check_graphs, check_preci
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.graphs import UpdateGraphs
-from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error
+from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error, without_autocast
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
 from covr_lightning.agent.resuming import Resuming
@@ -278,7 +278,8 @@ class SACModule(Resuming):
     def _descend(self, optimizer: Any, loss: Tensor, name: str) -> None:
         """One optimizer step down a loss, if loss and gradients are finite."""
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        with without_autocast(self.device):  # in which Lightning calls a training step
+            self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         loss = processes.average_gradients(parameters, loss.detach())
         self.finite.step(optimizer, name, self.counters, loss, parameters)

@@ -370,6 +370,6 @@ def own_randomness(seed: int) -> Iterator[None]:
 
     So a VLM's fine-tuning (dropout, adapter initialisation) does not change what the agent draws.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # left out, several GPUs warn
         torch.manual_seed(seed)
         yield

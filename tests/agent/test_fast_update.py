@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import SGD
 
 from covr_lightning.agent import ConstantPrior, RandomCrop, SACModule
 from covr_lightning.agent.finite import FiniteGuard
-from covr_lightning.agent.networks import TwinQ
+from covr_lightning.agent.networks import OutputLinear, TwinQ
 from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import SPEC, agent, batch, parameters, same
@@ -86,6 +87,40 @@ def test_in_bfloat16_values_of_hundreds_are_not_rounded_to_steps_of_two() -> Non
     assert hidden[0].unique().numel() > 2
     assert (values - exact).abs().max() < 1e-3
     assert ((values[:, 0] < values[:, 1]) == (exact[:, 0] < exact[:, 1])).all()
+
+
+def test_in_bfloat16_a_last_layer_learns_in_float32_too() -> None:
+    """Against its weights' gradient by hand in float64, through the step of an update."""
+    module, seen = agent(), []
+    last, optimizer = module.critic.q1[-1], SGD(module.critic.parameters(), lr=0.0)
+    last.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    g = torch.Generator().manual_seed(0)
+    z, a, pull = (torch.randn(256, n, generator=g) for n in (8, 2, 1))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        module._descend(optimizer, (pull * module.critic(z, a)[0]).sum(), "loss")
+    exact = pull.double().T @ seen[0].double()
+    assert seen[0].dtype == torch.bfloat16
+    assert (last.weight.grad - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_under_a_gpus_autocast_a_last_layer_after_a_norm_is_float32() -> None:
+    """There a LayerNorm gives float32, on a CPU bfloat16; tensors without values show which kernels would run."""
+    no_values = FakeTensorMode(allow_non_fake_inputs=True)
+    layers = torch.nn.Sequential(torch.nn.LayerNorm(8), OutputLinear(8, 1)).requires_grad_(False)
+    for layer in layers:
+        for name, p in list(layer.named_parameters()):
+            layer._parameters[name] = FakeTensor(no_values, p.to("meta"), torch.device("cuda:0"))
+    h = FakeTensor(no_values, torch.empty(4, 8, device="meta"), torch.device("cuda:0"))
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast does not do it where no GPU is
+    try:
+        with no_values:
+            assert (h @ h.T).dtype == torch.bfloat16
+            assert layers[0](h).dtype == torch.float32
+            assert layers(h).dtype == torch.float32
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", torch.float16)  # PyTorch's own
 
 
 def test_in_bfloat16_a_mean_action_keeps_its_digits() -> None:

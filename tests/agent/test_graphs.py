@@ -155,9 +155,15 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("part", PARTS)
-def test_on_a_gpu_the_parameters_are_those_without_graphs(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_parameters_are_those_without_graphs(
+    part: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    torch.compiler.reset()  # or what earlier tests have compiled is counted too, and beyond the limit nothing is
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    half = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)  # as Lightning does
     make = test_spr.batch if part == "SPR" else lambda seed: small_agents.batch(seed=seed)
     ends, errors = [], []
     for cuda_graphs in (False, True):
@@ -168,7 +174,8 @@ def test_on_a_gpu_the_parameters_are_those_without_graphs(part: str, monkeypatch
         for update in range(16):
             module.counters.env_steps = update
             b = make(update).to(GPU)
-            module.training_step(b.set("index", torch.arange(8, device=GPU)))
+            with half:
+                module.training_step(b.set("index", torch.arange(8, device=GPU)))
         module.finite.settle()
         ends.append(parameters(module) | {"noise": module.generator.get_state()})
     assert module._graphs is not None
