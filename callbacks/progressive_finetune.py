@@ -22,6 +22,7 @@ from covr_lightning.agent.sac import SACModule
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, Filter, LinearSchedule, Schedule, Score, Weight
+from covr_lightning.finetune.episodes import joined
 from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.optimizers import check_optimizer
@@ -152,10 +153,10 @@ class ProgressiveFineTune(L.Callback):
             if self.launch is None:
                 data.vlm.load_weights()
             data.vlm.check_targets()
-        self._skipped_agent_steps = -1 if self.warmup_rows else data.warmup_agent_steps
+        self._skipped_agent_steps = 0 if self.warmup_rows else data.warmup_agent_steps
         self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
-        self._agent = pl_module
+        self._agent, self._data = pl_module, data
 
     def _add(self, env: int, transition: TensorDictBase | None) -> None:
         assert self.buffer is not None, "setup made it"
@@ -163,7 +164,7 @@ class ProgressiveFineTune(L.Callback):
             before = self._newest.pop(env, None)
             self.buffer.cut_episode(env, None if before is None else self._value_after(before))
             return
-        if self._agent.counters.agent_steps <= self._skipped_agent_steps:
+        if self._data.agent_steps_before < self._skipped_agent_steps:
             return
         value = 0.0
         if self.at_time_limit == "bootstrap":
@@ -259,7 +260,7 @@ class ProgressiveFineTune(L.Callback):
         everyone = [own for own in processes.gather((rows, scores)) if len(own[1])]
         if not everyone:
             return rows, scores
-        return torch.cat([own[0] for own in everyone]), torch.cat([own[1] for own in everyone])
+        return joined([own[0] for own in everyone]), torch.cat([own[1] for own in everyone])
 
     def _spread(self, pl_module: SACModule, data: ExperienceData) -> Spread:
         """Estimate ε, and the policy's noise, on states drawn from D, without touching the sampler's random state."""

@@ -126,6 +126,16 @@ def failing_together() -> Iterator[None]:
         raise error or OtherProcessFailed("Another process of this run failed", could_not_write=worst == 1)
 
 
+def mean(value: Tensor) -> Tensor:
+    """The mean of the processes' values, on the device that they are on."""
+    if count() == 1:
+        return value
+    total = value.detach().clone()
+    with _waiting_for_others():
+        dist.all_reduce(total)
+    return total / count()
+
+
 def average_gradients(parameters: Iterable[Tensor], loss: Tensor) -> Tensor:
     """Replace each gradient by its mean over the processes, in one message.
 

@@ -12,6 +12,7 @@ import math, sys
 import torch
 import torch.distributed as dist
 from covr_lightning import processes
+from covr_lightning.agent.priors import imitation_error
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
@@ -20,6 +21,12 @@ for loss in (float(rank), math.inf if rank else 1.0):
     for p in weights[:2]:
         p.grad = torch.full_like(p, float(1 + 2 * rank))
     mean = processes.average_gradients(weights, torch.tensor(loss))
+    # Labelled are two rows of the first process's batch, one 1 and one 2 away, and none of the second's.
+    a_r = torch.zeros(4, 1, requires_grad=True)
+    error = imitation_error(a_r, torch.tensor([[1.0], [2.0], [5.0], [5.0]]), torch.tensor([not rank] * 2 + [False] * 2))
+    (a_r.grad,) = torch.autograd.grad(error, a_r)
+    processes.average_gradients([a_r], error.detach())
+    print(a_r.grad.flatten().tolist(), processes.gather(error.item()))
     print(mean.item(), *(p.grad.tolist() for p in weights[:2]), weights[2].grad, mean.shape == torch.Size([]))
 """
 
@@ -36,5 +43,9 @@ def test_gradients_and_losses_are_averaged(tmp_path: Path) -> None:
     for process in started:
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0
+        # In one process with both batches: the mean over two rows, (1 + 4) / 2, and gradients 2 · (0 − a_v) / 2. Their
+        # mean over the processes is that.
+        lines = said.splitlines()
+        assert lines[::2] == ["[-1.0, -2.0, -0.0, -0.0] [5.0, 0.0]"] * 2
         # Losses 0 and 1, gradients 1 and 3; then a loss that is infinite in the second process only.
-        assert said.splitlines() == [f"{loss} [2.0, 2.0] [[2.0, 2.0]] None True" for loss in ("0.5", "inf")]
+        assert lines[1::2] == [f"{loss} [2.0, 2.0] [[2.0, 2.0]] None True" for loss in ("0.5", "inf")]

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from covr_lightning import processes
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
 
@@ -29,11 +30,14 @@ def imitation_error(a_r: Tensor, a_v: Tensor, valid: Tensor, mean_over: MeanOver
             label add 0.
 
     Returns:
-        Scalar; 0 where no row is labelled.
+        Scalar; 0 where no row is labelled. In several processes the mean of their scalars is that of the joined batch.
     """
     mask = valid.reshape(-1).to(a_r.dtype)
     squared = (a_v - a_r).square().sum(-1)
-    return (squared * mask).sum() / (mask.sum().clamp(min=1) if mean_over == "labelled" else len(mask))
+    if mean_over == "batch":
+        return (squared * mask).sum() / len(mask)
+    # Every process divides by the same: its own number of labels would give each process's rows another weight.
+    return (squared * mask).sum() / processes.mean(mask.sum()).clamp(min=1 / processes.count())
 
 
 class Prior(ABC):
@@ -78,7 +82,7 @@ class Prior(ABC):
         Args:
             error: The VLM's mean absolute error after the round on those held-out rows whose answers could be parsed;
                 NaN without any.
-            error_constant: That of the constant predictor.
+            error_constant: That of the constant predictor on the same rows.
             unparsable: Share of the answers that could not be parsed; NaN if there was none at all.
         """
 

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -373,7 +374,9 @@ class SACModule(Resuming):
         every = trainer.log_every_n_steps if trainer is not None else 0  # type: ignore[attr-defined]
         if not every or self.counters.grad_steps % every:
             return
-        self._log_at_env_steps({**metrics, "train/lambda": self.prior.weight(self.counters)})
+        everyones = processes.gather({name: float(value) for name, value in metrics.items()})
+        numbers = {name: fmean(one[name] for one in everyones) for name in metrics}
+        self._log_at_env_steps({**numbers, "train/lambda": self.prior.weight(self.counters)})
 
     def _log_at_env_steps(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Hand metrics to the loggers now; Lightning's own rhythm starts anew with every resumed run."""

@@ -133,6 +133,8 @@ class ExperienceData(ResumingData):
         #: Environment steps, of the whole run, that were taken before this item if it is the last one until more are
         #: taken; otherwise 0. Whatever is due at some step comes after that item.
         self.env_steps_completed = 0
+        #: Agent steps of the whole run before those of this item: the policy's clock when it began to act in it.
+        self.agent_steps_before = 0
 
     @property
     def spec(self) -> EnvSpec:
@@ -307,7 +309,8 @@ class ExperienceData(ResumingData):
         """
         counters, agent_steps = self.counters, len(collected) * processes.count()
         rows, usable = self._experience.prepare(collected)
-        before, first = counters.agent_steps, self.warmup_agent_steps - 1
+        self.agent_steps_before = before = counters.agent_steps
+        first = self.warmup_agent_steps - 1
         counters.agent_steps += agent_steps
         counters.env_steps += agent_steps * self.spec.action_repeat
         self._updates_owed += self.updates_per_agent_step * (max(counters.agent_steps, first) - max(before, first))

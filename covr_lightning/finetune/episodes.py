@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,22 @@ def discounted_returns(rewards: Tensor, gamma: float, bootstrap: float = 0.0) ->
         running = float(rewards[t]) + gamma * running
         g[t] = running
     return g.to(torch.float32)
+
+
+def joined(parts: Sequence[TensorDictBase]) -> TensorDictBase:
+    """Rows of several buffers as those of one; their episodes are numbered on.
+
+    Args:
+        parts: What :meth:`EpisodeBuffer.rows` gave, each with at least one row. If one has no ``episode``, because it
+            was saved before there was one, the result has none.
+    """
+    if any("episode" not in part for part in parts):
+        return torch.cat([part.exclude("episode") for part in parts])
+    numbered, first = [], 0
+    for part in parts:
+        numbered.append(part.copy().set("episode", part["episode"] + first))
+        first = int(numbered[-1]["episode"].max()) + 1
+    return torch.cat(numbered)
 
 
 class EpisodeBuffer:
@@ -122,10 +139,15 @@ class EpisodeBuffer:
         self._finished.append(episode)
 
     def rows(self) -> TensorDictBase:
-        """All finished rows (N,): ``frame`` (3, H, n·W) uint8, ``action`` (A,), ``reward`` (1,), ``g`` (1,)."""
+        """All finished rows (N,), episode by episode.
+
+        ``frame`` (3, H, n·W) uint8, ``action`` (A,), ``reward`` (1,), ``g`` (1,), and ``episode`` () int64, from 0.
+        """
         if not self._finished:
             return TensorDict({}, [0])
-        return torch.cat(self._finished)
+        return torch.cat(
+            [rows.copy().set("episode", torch.full((len(rows),), n)) for n, rows in enumerate(self._finished)]
+        )
 
     def clear(self) -> None:
         """Drop the finished rows; open episodes stay."""

@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.finetune import supervisor
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.vlm.vlm import VLM
@@ -27,7 +28,6 @@ _OF_A_LAUNCHER = (
     "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "PL_GLOBAL_SEED",
 )  # fmt: skip
 _PREFIXES_OF_A_LAUNCHER = ("MASTER_", "ROLE_", "TORCHELASTIC_")
-_SECONDS_TO_STOP = 30
 
 
 @dataclass
@@ -141,16 +141,15 @@ def _config(vlm: VLM, settings: FineTuneSettings, job: Path) -> dict[str, Any]:
 
 
 def _run(command: list[str], log: Path, seconds: float) -> str:
-    """Run a command to its end or to the time limit; why it failed, or nothing."""
-    with log.open("wb") as output:
-        try:
-            # A session of its own, so that whatever it starts can be stopped with it.
-            process = subprocess.Popen(
-                command, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            return f"{command[0]} cannot be started ({error.strerror})"
+    """Run a command to its end or to the time limit; why it failed, or nothing. It does not outlive this process."""
+    read, write = os.pipe()  # closed by the system when this process is gone, which ends the command
+    supervised = [sys.executable, "-I", supervisor.__file__, str(read), *command]
+    with log.open("wb") as output, os.fdopen(read), os.fdopen(write, "wb"):
+        # A session of its own, so that whatever it starts can be stopped with it.
+        process = subprocess.Popen(
+            supervised, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True, pass_fds=(read,),
+        )  # fmt: skip
         try:
             status = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -166,11 +165,11 @@ def _run(command: list[str], log: Path, seconds: float) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and what it has started: first asked to, for torchrun ends its workers then."""
+    """End the supervisor and all that the command has started: first asked to, for torchrun ends its workers then."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(timeout=_SECONDS_TO_STOP)
+            process.wait(timeout=supervisor.SECONDS_TO_STOP + 5)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -21,6 +21,7 @@ from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.optimizers import check_optimizer
 from covr_lightning.finetune.samples import RoundSamples
+from covr_lightning.finetune.split import hold_out
 from covr_lightning.finetune.training import train_adapter
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.memory import PeakMemory
@@ -45,7 +46,8 @@ class RoundReport:
         rows: Finished rows in D_f.
         kept: Rows that the filter kept.
         trained: Kept rows that were trained on with a weight above 0.
-        held_out: Kept rows that measured the VLM.
+        held_out: Kept rows that measured the VLM; see :func:`~covr_lightning.finetune.split.hold_out`.
+        held_out_episodes: Episodes that they are of; 0 where that is not known.
         entropy: ε, the policy's entropy per action dimension.
         action_dim: A.
         tau: τ in the unit of the returns.
@@ -56,7 +58,8 @@ class RoundReport:
         tau_top95: The lowest score that it keeps.
         error_before: VLM's error before the round.
         error_after: VLM's error after it.
-        error_constant: The constant predictor's error.
+        error_constant: The constant predictor's error on the rows that the VLM's is taken on after the round (before
+            it, if nothing was trained): those whose answers could be parsed, or all where none could.
         noise: Mean |a − tanh μ| of actions that the policy draws on the states that ε is estimated on: what remains of
             the error for a VLM that knows all that the policy knows. (D_f's actions are those of earlier policies.)
         unparsable_before: Share of held-out answers that could not be parsed before.
@@ -81,6 +84,7 @@ class RoundReport:
     kept: int = 0
     trained: int = 0
     held_out: int = 0
+    held_out_episodes: int = 0
     entropy: float = math.nan
     action_dim: int = 0
     tau: float = math.nan
@@ -149,7 +153,7 @@ def fine_tune_round(
     Args:
         report: Filled in.
         vlm: Gets a better adapter.
-        rows: (N,) with ``frame`` (3, H, W) uint8 and ``action`` (A,).
+        rows: (N,) with ``frame`` (3, H, W) uint8 and ``action`` (A,), and ``episode`` () int64 where it is known.
         scores: (N,).
         entropy: ε per action dimension.
         filter_: Chooses rows.
@@ -185,18 +189,18 @@ def fine_tune_round(
         report.histogram = histogram(scores, scores[kept])
         best = scores[TopFraction(0.95).keep(scores, entropy)]
         report.kept_top95, report.tau_top95 = len(best), best.min().item()
-    if len(kept) < 2:
+    if len(kept) < (2 if settings.held_out else 1):
         report.note = f"{len(kept)} of {len(scores)} rows kept: nothing to fine-tune on"
         return report
 
     with own_randomness(seed):
-        order = kept[torch.randperm(len(kept))]
-        n_held_out = min(max(1, round(settings.held_out * len(kept))), len(kept) - 1) if settings.held_out else 0
-        held_out, training = order[:n_held_out], order[n_held_out:]
+        episode = rows.get("episode", None)
+        held_out, training = hold_out(kept, settings.held_out, episode)
         # Weights come from the returns of all kept rows, held out or not, so that the split does not move them.
         weights = torch.zeros(len(scores))
         weights[kept] = weight(scores[kept])
-        report.trained, report.held_out = int((weights[training] > 0).sum()), n_held_out
+        report.trained, report.held_out = int((weights[training] > 0).sum()), len(held_out)
+        report.held_out_episodes = 0 if episode is None else len(episode[held_out].unique())
         if not report.trained:
             report.note = "no training row has a weight above 0: nothing to fine-tune on"
             return report
@@ -207,10 +211,10 @@ def fine_tune_round(
         answers = _ask(vlm, frames, held_out, asked, ask_at_once)
         if answers is not None:
             constant = actions[training].median(0).values
-            report.error_constant = (actions[held_out] - constant).abs().mean().item()
             report.error_before, report.unparsable_before, report.unanswered_before = proposal_error(
                 answers, actions[held_out]
             )
+            report.error_constant = _constant_error(answers, actions[held_out], constant)
         trained_on = frames[training], actions[training], weights[training]
         if launch is None:
             report.losses, report.failures = train_adapter(vlm, *trained_on, settings, trainer_kwargs)
@@ -224,6 +228,7 @@ def fine_tune_round(
         else:
             answers = _ask(vlm, frames, held_out, asked, ask_at_once, after=True)
             if answers is not None:
+                report.error_constant = _constant_error(answers, actions[held_out], constant)
                 _measure_after(report, answers, actions[held_out])
     report.seconds, report.peak_memory_mb = time.monotonic() - start, peak.megabytes()
     return report
@@ -272,6 +277,12 @@ def _measure_after(report: RoundReport, answers: Proposals, actions: Tensor) -> 
         report.note = "no held-out row got an answer after training, so the new adapter is not measured"
     elif not report.error_after < report.error_constant:
         report.note = "the VLM does not beat the constant predictor on held-out rows"
+
+
+def _constant_error(answers: Proposals, actions: Tensor, constant: Tensor) -> float:
+    """The constant's error on the rows that the VLM's is taken on, as it may answer only where that is easy."""
+    taken = answers.valid if answers.valid.any() else torch.ones_like(answers.valid)
+    return (actions - constant).abs()[taken].mean().item()
 
 
 def histogram(scores: Tensor, kept: Tensor) -> dict[str, list[float]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
+from covr_lightning.finetune.episodes import joined
 from covr_lightning.finetune.filters import EDDF, Filter
 from covr_lightning.finetune.scores import Score
 from covr_lightning.finetune.weights import RALW, Weight
@@ -151,12 +152,12 @@ class SavedRows(L.LightningDataModule):
         parts = sorted(map(load_rows, self._files()), key=lambda part: part.round)
         last = parts[-1]
         for part in parts:
-            if part.spec != last.spec or set(part.rows.keys()) != set(last.rows.keys()):
+            if part.spec != last.spec or _columns(part) != _columns(last):
                 raise ConfigError(
                     f"data.rows holds rounds {part.round} and {last.round} of different environments or columns "
                     f"({part.spec.task}, {last.spec.task}); they must be of one run's kind."
                 )
-        rows = torch.cat([part.rows for part in parts])
+        rows = joined([part.rows for part in parts])
         scores = torch.cat([part.scores for part in parts])
         if self.score is not None:
             scores = self.score(rows, _no_critics)
@@ -178,6 +179,10 @@ class SavedRows(L.LightningDataModule):
         if not files:
             raise ConfigError("data.rows is an empty list; it must name a file or a folder of rows.")
         return files
+
+
+def _columns(part: RowsOfRound) -> set[str]:
+    return {*map(str, part.rows.keys())} - {"episode"}
 
 
 def _no_critics(pixels: Tensor, actions: Tensor) -> Tensor:

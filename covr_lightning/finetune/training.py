@@ -33,8 +33,8 @@ def train_adapter(
     """Train the VLM's adapter; if memory runs out or the loss is not finite, once more with half the batch.
 
     The second try accumulates twice as many batches, so that an optimizer step sees as many rows. After a failure the
-    adapter is what it was before. On several devices memory that runs out on one is an error: the others already wait
-    for it in a collective. Sharded (FSDP2) there is no second try, and afterwards the
+    adapter is what it was before, or none if there was none. On several devices memory that runs out on one is an
+    error: the others already wait for it in a collective. Sharded (FSDP2) there is no second try, and afterwards the
     VLM can be saved and nothing else.
 
     Args:
@@ -48,6 +48,7 @@ def train_adapter(
     Returns:
         The losses, one per forward pass, none if both tries failed; and why a try failed, if one did.
     """
+    had_adapter = vlm.has_adapter
     vlm.add_adapter()
     before = {name: p.detach().cpu().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
     halved = replace(settings, batch_size=max(1, settings.batch_size // 2), accumulate=2 * settings.accumulate)
@@ -77,6 +78,8 @@ def train_adapter(
                 vlm.to(vlm.device)  # Lightning leaves what it trained on the CPU
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    if not had_adapter:
+        vlm.remove_adapter()
     return [], failures
 
 

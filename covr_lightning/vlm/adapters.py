@@ -237,10 +237,25 @@ def merge_lora(model: Any) -> Any:
             "quantisation (YAML keys vlm.path, vlm.dtype) and vlm.adapter, then merge."
         )
     _untie_adapted_head(base)
-    merged = model.merge_and_unload()
-    if hasattr(merged, "peft_config"):
-        del merged.peft_config
-    return merged
+    return _plain(model.merge_and_unload())
+
+
+def remove_lora(model: Any) -> Any:
+    """Take off the adapter that :func:`add_lora` gave.
+
+    Args:
+        model: What it returned; used up.
+
+    Returns:
+        The plain Hugging Face model.
+    """
+    return _plain(model.unload())
+
+
+def _plain(base: Any) -> Any:
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base
 
 
 def _untie_adapted_head(base: Any) -> None:

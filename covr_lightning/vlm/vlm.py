@@ -20,6 +20,7 @@ from covr_lightning.vlm.adapters import (
     check_targets,
     load_lora,
     merge_lora,
+    remove_lora,
     renew_lora,
     save_lora,
 )
@@ -237,6 +238,11 @@ class VLM:
         """
         if not self.has_adapter:
             self.model = add_lora(self.model, self.lora)
+
+    def remove_adapter(self) -> None:
+        """Take the adapter off; the base model answers as before it had one."""
+        self.model = remove_lora(self.model)
+        self.weights_changed()
 
     def renew_adapter(self) -> None:
         """Draw the adapter anew from torch's generator, so that it changes nothing yet."""

@@ -72,7 +72,7 @@ class FakeVLM:
 
 def set_up(callback: ProgressiveFineTune, agent: SACModule | None = None) -> tuple[ProgressiveFineTune, FakeVLM, int]:
     vlm, agent = FakeVLM(), agent or small_agent()
-    data = SimpleNamespace(vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[])
+    data = SimpleNamespace(vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[], agent_steps_before=0)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     callback.setup(SimpleNamespace(datamodule=data, strategy=strategy), agent, "fit")  # type: ignore[arg-type]
     return callback, vlm, len(data.listeners)
@@ -125,13 +125,20 @@ def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path
     assert vlm.round == 2
 
 
+@pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("warmup_rows", [True, False])
-def test_the_warm_ups_rows_can_stay_out_of_a_round(untrained_vlm: Path, tmp_path: Path, warmup_rows: bool) -> None:
-    """Episodes of 25 agent steps, of which 20 are the warm-up's; rounds after 30 and 90."""
-    settings = ["--trainer.callbacks.warmup_rows", str(warmup_rows).lower()]
+def test_the_warm_ups_rows_can_stay_out_of_a_round(
+    untrained_vlm: Path, tmp_path: Path, warmup_rows: bool, num_envs: int
+) -> None:
+    """Episodes of 25 agent steps, of which 20 in all are the warm-up's; rounds after 30 and 90 in all.
+
+    Of three environments each makes 7 of them, as all three act before the clock passes 20; their episodes end at 75.
+    """
+    settings = ["--trainer.callbacks.warmup_rows", str(warmup_rows).lower(), "--data.num_envs", str(num_envs)]
     assert fit(tmp_path, untrained_vlm, *settings, "--data.max_env_steps", "4000") == 0
     reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "rounds").glob("round_0??.json"))]
-    assert [report["rows"] for report in reports] == [25 if warmup_rows else 5, 50]
+    rows = {1: [25 if warmup_rows else 5, 50], 3: [0, 75 if warmup_rows else 54]}
+    assert [report["rows"] for report in reports] == rows[num_envs]
 
 
 def test_the_value_at_a_cut_is_that_of_the_state_that_the_last_step_led_to(monkeypatch: pytest.MonkeyPatch) -> None:

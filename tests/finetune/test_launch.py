@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -122,8 +123,7 @@ def test_a_launch_that_hangs_is_stopped_with_all_it_started(untrained_vlm: Path,
     assert "it was stopped after 0.05 minutes" in report.note
     assert time.monotonic() - start < 60
     for _ in range(50):
-        stat = Path(f"/proc/{pid.read_text()}/stat")
-        if not stat.exists() or stat.read_text().split()[2] == "Z":
+        if not is_alive(pid.read_text()):
             break
         time.sleep(0.1)
     else:
@@ -153,6 +153,37 @@ def test_a_run_that_is_stopped_stops_its_launch(untrained_vlm: Path, tmp_path: P
         signal.signal(signal.SIGUSR1, before)
     watcher.join()
     assert not Path(f"/proc/{pid.read_text()}").exists()
+
+
+def test_a_run_that_is_killed_takes_its_launch_with_it(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    command = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}.'); time.sleep(600)"
+    )
+    run = (
+        "import pathlib, sys; from covr_lightning.finetune.launch import _run\n"
+        f"_run([sys.executable, '-c', {command!r}], pathlib.Path({str(tmp_path / 'output.log')!r}), 600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", run])
+    while not (pids.exists() and pids.read_text().endswith(".")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    command_and_grandchild = pids.read_text().rstrip(".").split()
+    for _ in range(300):
+        if not any(is_alive(pid) for pid in command_and_grandchild):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("what a killed run has launched still runs")
+
+
+def is_alive(pid: str) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().split()[2] != "Z"
 
 
 def test_the_environment_of_a_launcher_does_not_go_over(monkeypatch: pytest.MonkeyPatch) -> None:

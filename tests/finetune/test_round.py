@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from covr_lightning.agent import SkilledPrior
 from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
@@ -277,6 +278,46 @@ def test_after_two_failures_the_adapter_of_the_round_before_stays(
     assert not model.model.training
     assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
     assert model.answer(frames(4)) == said
+
+
+def test_after_two_failures_of_the_first_round_the_second_begins_as_in_a_resumed_run(
+    untrained_vlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vlm(untrained_vlm)
+    with monkeypatch.context() as patch:
+        Failing(FAILURES["out of memory"], 2).patch(patch)
+        assert len(a_round(model, epochs=1).failures) == 2
+    assert not model.has_adapter
+    assert model.answer(frames(4)) == vlm(untrained_vlm).answer(frames(4))
+    assert a_round(model, number=2, epochs=1).losses == a_round(vlm(untrained_vlm), number=2, epochs=1).losses
+
+
+def test_a_vlm_that_answers_only_where_the_constant_is_right_has_no_skill(untrained_vlm: Path) -> None:
+    class Sure(VLM):
+        def ask(self, images: torch.Tensor) -> Proposals:
+            bright = images.float().mean((1, 2, 3)) > 100
+            return Proposals(torch.full((len(images), 2), 0.5), bright, torch.ones_like(bright))
+
+    model = Sure(str(untrained_vlm), LoRA(rank=8, alpha=16))
+    model.load(REACHER)
+    dark = torch.arange(30) % 3 == 0  # the constant is 0.5; dark rows are −0.5
+    actions = torch.where(dark, -0.5, 0.5)[:, None].expand(30, 2).clone()
+    some = TensorDict({"frame": frames(30), "action": actions}, [30])
+    some["frame"][dark] = 0
+    report, settings = RoundReport(1, 1000, 30), replace(SETTINGS, epochs=1, max_steps=1, held_out=0.5)
+    fine_tune_round(report, model, some, torch.arange(30.0), 0.0, KeepAll(), UniformWeight(), settings, CPU)
+    assert 0 < report.unparsable_after < 1
+    assert report.error_after == report.error_constant == 0.0
+    assert report.note == "the VLM does not beat the constant predictor on held-out rows"
+    prior = SkilledPrior()
+    prior.measured(*report.measures)
+    assert prior.skill == 0.0
+
+
+def test_one_row_can_be_trained_on_where_none_is_held_out(untrained_vlm: Path) -> None:
+    report, settings = RoundReport(1, 1000, 1), replace(SETTINGS, epochs=1, held_out=0.0)
+    fine_tune_round(report, vlm(untrained_vlm), rows(1), torch.ones(1), 0.0, KeepAll(), UniformWeight(), settings, CPU)
+    assert (report.trained, len(report.losses)) == (1, 1)
 
 
 def test_an_adapter_that_ends_up_infinite_counts_as_diverged(
