@@ -107,6 +107,8 @@ def benchmark(arguments: list[str]) -> int:
             f"--images is {given.images} and --batch_size {' '.join(map(str, given.batch_size))}; there must be at "
             "least as many images as the largest batch takes, and each batch takes at least 1."
         )
+    if given.out is not None and given.out.is_dir():
+        raise ConfigError(f"--out is {str(given.out)!r}, which is a folder; it must be the name of a CSV to write.")
     transformers.utils.logging.disable_progress_bar()
     policies = _policy_files(given.policy)
     frames, source = pictures(given.task, given.images)
@@ -132,7 +134,10 @@ def pictures(task: str, count: int) -> tuple[Tensor, str]:
     Raises:
         ConfigError: The task has no prompt.
     """
-    prompt_for(task)
+    try:
+        prompt_for(task)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("YAML key vlm.prompt", "--task")) from error
     factory = _factory(task)
     with torch.random.fork_rng():
         torch.manual_seed(0)

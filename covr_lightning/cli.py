@@ -214,16 +214,17 @@ def _train_embedded_vlm(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from covr_lightning.vlm.embedded.recipe import train_embedded_vlm
+    from covr_lightning.yaml_errors import one_sentence
 
     parser = ArgumentParser(
         prog="covr train-embedded-vlm", description="Train the embedded VLM by its recipe.", exit_on_error=False
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; one written before is replaced")
     parser.add_argument("--seed", type=int, default=0)
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:
-        raise ConfigError(f"`covr train-embedded-vlm`: {' '.join(str(error).split())}.") from error
+        raise ConfigError(one_sentence(str(error), parser)) from error
     train_embedded_vlm(parsed.out, seed=parsed.seed)
     return 0
 

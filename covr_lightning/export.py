@@ -74,7 +74,7 @@ def export_policy(agent: SACModule, folder: Path, seed: int = 0) -> list[Exporte
         seed: Of the frames that they are compared on.
 
     Raises:
-        ConfigError: The packages for ONNX are missing.
+        ConfigError: The packages for ONNX are missing, or the folder cannot be made.
         RuntimeError: A written file gives other actions than the module.
     """
     try:
@@ -84,7 +84,10 @@ def export_policy(agent: SACModule, folder: Path, seed: int = 0) -> list[Exporte
         raise ConfigError(
             f'Exporting needs ONNX ({error.name} is missing): pip install "covr_lightning[export]".'
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {folder} cannot be made ({error.strerror}); give another --out.") from error
     policy, spec = Policy(agent).cpu().eval(), agent.spec
     generator = torch.Generator().manual_seed(seed)
     shape = (CHECKED_FRAMES, spec.channels, spec.frame_height, spec.frame_width)

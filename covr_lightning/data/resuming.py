@@ -37,6 +37,7 @@ class ResumingData(L.LightningDataModule):
 
     env_factory: EnvFactory
     vlm: VLM | None
+    max_env_steps: int
     num_envs: int
     collection: Collection
     policy: ExplorationPolicy
@@ -119,6 +120,7 @@ class ResumingData(L.LightningDataModule):
         self._restored = None
         if "processes" not in state:
             return
+        self._check_length()
         self.step_is_open, self._updates_owed = state["step_is_open"], state["updates_owed"]
         continues = self._continues(state)
         seed = self.seed
@@ -134,6 +136,19 @@ class ResumingData(L.LightningDataModule):
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
             raise ConfigError(f"{error}; {other}.") from error
+
+    def _check_length(self) -> None:
+        """Refuse a length that the run is past by more than the item in which it was reached.
+
+        Raises:
+            ConfigError: It is.
+        """
+        item = self.collection.agent_steps_of_an_item(self.num_envs) * processes.count()
+        if self.counters.env_steps - item * self.env_factory.spec.action_repeat >= self.max_env_steps:
+            raise ConfigError(
+                f"data.max_env_steps is {self.max_env_steps}, but the checkpoint's run has {self.counters.env_steps} "
+                "already; to go on, it must be above that."
+            )
 
     def _take_back(self, manifest: dict[str, Any], mine: dict[str, Any]) -> None:
         """Become what this process was."""

@@ -28,7 +28,7 @@ OF_ROUNDS = (sections.buffer, sections.entropy, pictures.similarity, pictures.st
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"covr report: {message}; `covr report --help` lists the options.")
+        raise ConfigError(f"{message}; `covr report --help` lists the options.")
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -74,7 +74,7 @@ def _of_agents(runs: list[Run]) -> list[Run]:
         else:
             kept.append(run)
     if not kept:
-        raise ConfigError(f"covr report: {'; '.join(left_out)}; a report is about runs that train an agent.")
+        raise ConfigError(f"{'; '.join(left_out)}; a report is about runs that train an agent.")
     if left_out:
         print(f"left out: {'; '.join(left_out)}")
     return kept
@@ -104,7 +104,7 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
         page.remove_pngs_of(path)
         write_atomically(path, [page.html(_title(groups), _head(groups)).encode()])
     except OSError as error:
-        raise ConfigError(f"covr report: {out} cannot be written ({error.strerror}); give another --out.") from error
+        raise ConfigError(f"{out} cannot be written ({error.strerror}); give another --out.") from error
     return path
 
 

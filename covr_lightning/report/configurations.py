@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from covr_lightning.report.groups import Group
+from covr_lightning.report.guidance import guides
 from covr_lightning.report.page import Page, table, text_cell
 from covr_lightning.report.runs import Run, class_name
 from covr_lightning.sweep.differences import SEEDS, result_settings, shown
@@ -129,6 +130,8 @@ def _settings(run: Run) -> str:
     parts = {
         "task": run.task or run.env, "environment steps": f"{run.length:,}",
         "batch": run.setting("data", "batch_size", default="?"),
-        "λ": run.setting("model", "prior", "lam", default=MISSING), "VLM": run.setting("vlm", "path", default=MISSING),
     }  # fmt: skip
+    if guides(run) or run.rounds:
+        parts["λ"] = run.setting("model", "prior", "lam", default=MISSING)
+        parts["VLM"] = run.setting("vlm", "path", default=MISSING)
     return ", ".join(f"{name} {value}" for name, value in parts.items())

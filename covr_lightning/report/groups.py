@@ -155,13 +155,21 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     named: list[Group] = []
     for members in groups.values():
         members.sort(key=lambda run: run.seed)
-        name = _name(members[0].folder.resolve())
+        name = _common([_name(run.folder.resolve()) for run in members])
         others = [group.name for group in named]
         n = 2
         while (name if n == 2 else f"{name} ({n - 1})") in others:
             n += 1
         named.append(Group(name if n == 2 else f"{name} ({n - 1})", members))
     return named
+
+
+def _common(names: Sequence[str]) -> str:
+    """The runs' name without what numbers them (``rad_s1``, ``rad-2``), if they have one; otherwise all names."""
+    if len(set(names)) == 1:
+        return names[0]
+    without = {re.sub(r"[-_ .]?(s|seed)?[-_ .]?\d*$", "", name) for name in names}
+    return without.pop() if len(without) == 1 and "" not in without else ", ".join(names)
 
 
 def _name(folder: Path) -> str:

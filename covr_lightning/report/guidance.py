@@ -74,7 +74,8 @@ def guidance(page: Page, groups: Sequence[Group]) -> None:
         return
     page.section(
         "Guidance",
-        "Eq. 4's term in the actor's loss, λ‖a_v − a_r‖², as updates logged it: near 0 where the policy does what the "
+        "Eq. 4's term in the actor's loss, λ‖a_v − a_r‖², as updates logged it (each point is "
+        f"the mean of {_MEAN_OF} of them): near 0 where the policy does what the "
         "VLM says, where few rows of a batch have an answer, or where λ is small.",
     )
     for group in named(page, with_prior):

@@ -143,14 +143,12 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            raise ConfigError(f"covr report: {path} is no folder; give the folder of a run, e.g. runs/quickstart.")
+            raise ConfigError(f"{path} is no folder; give the folder of a run, e.g. runs/quickstart.")
         inside = [path] if _is_run(path) else sorted(
             below for pattern in ("*", "*/*") for below in path.glob(pattern) if below.is_dir() and _is_run(below)
         )  # fmt: skip
         if not inside:
-            raise ConfigError(
-                f"covr report: {path} holds no run (a run's folder has a config.yaml, from its first moment on)."
-            )
+            raise ConfigError(f"{path} holds no run (a run's folder has a config.yaml, from its first moment on).")
         found += [run for run in inside if run not in found]
     return found
 

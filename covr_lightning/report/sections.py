@@ -70,7 +70,7 @@ def published(page: Page, groups: Sequence[Group]) -> None:
             ]
             for entry in entries
         ]  # fmt: skip
-        head = ["method", "ER", "DD (m)", ""] if drives else ["method", "return", ""]
+        head = ["method", "ER", "DD (m)", "ER"] if drives else ["method", "return", ""]
         caption = (
             f"{setting}, as the paper prints it; coloured what is measured here: the last evaluation that all seeds "
             "have, ± over them (of one seed over its episodes)."
@@ -78,23 +78,31 @@ def published(page: Page, groups: Sequence[Group]) -> None:
         if found.caution:
             page.missing(escape(found.caution))
         page.add(table(head, rows, caption, [i for i, entry in enumerate(entries) if entry.ours]))
-        size = members[0].runs[0].setting("model", "augmentation", "size", default=None)
+        sizes = " or ".join(dict.fromkeys(_sizes(group.runs[0]) for group in members))
         page.add(
-            '<p class="small">The paper\'s numbers are of its own sizes, lengths and VLM (three seeds)'
-            + (f"; these runs see {size}×{size} pixels" if size else "")
-            + f", batch {members[0].runs[0].setting('data', 'batch_size', default='–')}, hidden "
-            f"{members[0].runs[0].setting('model', 'hidden', default='–')}.</p>"
+            '<p class="small">The paper\'s numbers are of its own sizes, lengths and VLM (three seeds); those measured '
+            f"here of {escape(sizes)}.</p>"
         )
+
+
+def _sizes(run: Run) -> str:
+    size = run.setting("model", "augmentation", "size", default=None) or run.setting(
+        "data", "env", "size", default=None
+    )
+    parts = [f"{size}×{size} pixels"] if size else []
+    parts.append(f"batch {run.setting('data', 'batch_size', default='–')}")
+    return ", ".join([*parts, f"hidden {run.setting('model', 'hidden', default='–')}"])
 
 
 def rounds(page: Page, groups: Sequence[Group]) -> None:
     """Tables 14 and 15, and each round's figures."""
     page.section(
         "Round by round",
-        "Left: how well the policy does at its first evaluation after each round, and the VLM when it acts alone "
-        "(Tables 14, 15); hollow and dashed where only some of the seeds have come so far. Right: the VLM's error "
-        "against executed actions of kept rows that it was not trained on; it has learnt something when the filled dot "
-        "is under the black line. Dotted: how far the policy's draws are from its middle, which no VLM can foretell.",
+        "Left: how well the policy does at its first evaluation at or after each round (one at the round's own step "
+        "has learnt nothing from it yet), and the VLM when it acts alone (Tables 14, 15); hollow and dashed where only "
+        "some of the seeds have come so far. Right: the VLM's error against executed actions of kept rows that it was "
+        "not trained on; it has learnt something when the filled dot is under the black line. Dotted: how far the "
+        "policy's draws are from its middle, which no VLM can foretell.",
     )
     for group in named(page, groups):
         if not _has_rounds(page, group):
@@ -176,7 +184,8 @@ def _figures_table(run: Run, caption: str) -> str:
         ]
         for r in run.rounds
     ]  # fmt: skip
-    return table(head, rows, caption)
+    legend = "w > 0: rows trained on; s: seconds; MB: peak memory"
+    return table(head, rows, f"{caption}. {legend}" if caption else legend)
 
 
 def buffer(page: Page, groups: Sequence[Group]) -> None:

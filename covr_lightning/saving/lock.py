@@ -14,7 +14,7 @@ from covr_lightning.errors import ConfigError
 #: The file that a running process holds a lock on. It stays when the run ends; the lock does not.
 LOCK_FILE = "run.lock"
 #: Written while a run sets up, as are TensorBoard's files, which then hold no more than their head.
-_SET_UP_FILES = (LOCK_FILE, "config.yaml")
+_SET_UP_FILES = (LOCK_FILE, "config.yaml", "hparams.yaml")
 _EVENTS = "events.out.tfevents."
 
 

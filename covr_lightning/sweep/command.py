@@ -27,7 +27,9 @@ _OWN = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"covr sweep: {message}; `covr sweep --help` lists the options.")
+        raise ConfigError(
+            f"{message}; `covr sweep --help` lists the options (what every run is to get goes behind `--`)."
+        )
 
 
 def _parser() -> _Parser:

@@ -92,8 +92,11 @@ class SweepRun:
 
         The lock is the open file's, so a process that inherits it holds it as well, for as long as it lives.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        file = self.log.open("ab")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = self.log.open("ab")
+        except OSError as error:
+            raise ConfigError(f"{self.log} cannot be written ({error.strerror}); give another --runs_dir.") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

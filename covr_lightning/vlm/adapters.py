@@ -37,7 +37,7 @@ class LoRA:
         targets: Modules that get an adapter, by the ends of their names, or one regular expression for whole names.
 
     Raises:
-        ConfigError: Rank, alpha or dropout is out of range.
+        ConfigError: Rank, alpha or dropout is out of range, or `targets` is no regular expression.
     """
 
     rank: int = 128
@@ -51,6 +51,14 @@ class LoRA:
                 raise ConfigError(f"vlm.lora.{name} is {value}; it must be at least 1.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"vlm.lora.dropout is {self.dropout}; it must be at least 0 and below 1.")
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise ConfigError(
+                    f"vlm.lora.targets is {self.targets!r}, which is no regular expression ({error}); it can be one "
+                    "for whole names, or a list of ends of names."
+                ) from error
 
 
 def add_lora(model: Any, lora: LoRA) -> Any:

@@ -192,6 +192,14 @@ def test_seeds_of_one_configuration_are_one_curve(run: Path, tmp_path: Path) -> 
     assert both[7] == f"{float(first[7]) + 5:.1f} ± 7.1"  # seed 2's area is 10 larger
 
 
+def test_seeds_that_were_named_one_by_one_have_one_name(run: Path, tmp_path: Path) -> None:
+    for names, together in (
+        (["rad_s9", "rad_s10"], "rad"), (["b", "b-2"], "b"), (["apple", "pear"], "apple, pear"), (["1", "2"], "1, 2")
+    ):  # fmt: skip
+        runs = [read_run(with_seed(run, tmp_path / together / name, i, 0.0)) for i, name in enumerate(names)]
+        assert [group.name for group in group_runs(runs)] == [together]
+
+
 def test_configurations_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
     other = with_seed(run, tmp_path / "other", 0, 1.0)
     config = yaml.safe_load((other / "config.yaml").read_text())

@@ -237,7 +237,7 @@ def test_driving_has_er_and_dd_over_seeds(tmp_path: Path) -> None:
         head = ["after round", f"policy {label}", "seeds", f"VLM alone {label}", "seeds"]
         [header] = [i for i, row in enumerate(page.rows) if row[:5] == head]
         assert page.rows[header + 2][:3] == ["1", value, "2"]
-    assert ["method", "ER", "DD (m)", ""] in page.rows
+    assert ["method", "ER", "DD (m)", "ER"] in page.rows
     [beside] = [row for row in page.rows if row[0].startswith("mine, ")]
     assert beside[:3] == ["mine, 2 seeds, 5,000 steps", "120 ± 28", "130 ± 28"]
     [covr] = [row for row in page.rows if row[0] == "COVR (Ours)"]

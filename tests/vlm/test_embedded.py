@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.embedded import Recipe, evaluate_embedded_vlm, train_embedded_vlm
 from covr_lightning.vlm.embedded.frames import render_frames
 from covr_lightning.vlm.embedded.scenes import embedded_scenes
@@ -71,6 +72,11 @@ def test_recipe_runs_and_is_deterministic(tmp_path: Path) -> None:
         form_batch_size=4,
         render_processes=0,
     )
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"--out is '.*a', which exists and is no folder that .* wrote"):
+        train_embedded_vlm(tmp_path / "a", recipe=recipe)
+    (tmp_path / "a" / "thesis.tex").rename(tmp_path / "a" / "report.json")  # one that it wrote
     reports = [train_embedded_vlm(tmp_path / name, seed=3, recipe=recipe, log=lambda _: None) for name in "ab"]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]

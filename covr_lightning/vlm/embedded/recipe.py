@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.embedded.evaluation import REPORT_FILE, evaluate_embedded_vlm
 from covr_lightning.vlm.embedded.frames import Frames, render_frames
 from covr_lightning.vlm.embedded.language import LanguageTask, train_language
@@ -132,14 +133,23 @@ def train_embedded_vlm(
     constant predictor's) and `README.md` in it.
 
     Args:
-        out: the folder to write; an existing one is replaced.
+        out: the folder to write; one that this wrote before is replaced.
         seed: seeds frames, weights and questions.
         recipe: step counts and rates; None takes the defaults.
         log: receives progress lines.
 
     Returns:
         The report.
+
+    Raises:
+        ConfigError: `out` is a file, or a folder of something else.
     """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and ((out / REPORT_FILE).is_file() or not any(out.iterdir()))):
+        raise ConfigError(
+            f"--out is {str(out)!r}, which exists and is no folder that `covr train-embedded-vlm` wrote (it has no "
+            f"{REPORT_FILE}); give a new folder, as such a one is replaced."
+        )
     recipe = recipe or Recipe()
     clock = _Clock(log)
     scenes = embedded_scenes()
@@ -165,7 +175,6 @@ def train_embedded_vlm(
         train_language(task, frames, cached, steps, batch_size, rate, seed + index, clock.log, style)
     _teach_form(model, processor, frames, recipe, seed + len(lessons), clock.log)
 
-    out = Path(out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
