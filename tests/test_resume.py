@@ -111,7 +111,8 @@ def test_a_length_that_the_run_is_past_is_refused(
     uninterrupted: Path, untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(uninterrupted / "checkpoints" / "last.ckpt")
-    assert fit(tmp_path, untrained_vlm, *VARIANT, "--data.max_env_steps", "5000", "--ckpt_path", checkpoint) == 2
+    shorter = [*VARIANT, "--name", "shorter", "--data.max_env_steps", "5000", "--ckpt_path", checkpoint]
+    assert fit(tmp_path, untrained_vlm, *shorter) == 2
     assert "data.max_env_steps is 5000, but the checkpoint's run has 6000 already" in capsys.readouterr().err
 
 
