@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from covr_lightning.published.results import PublishedResult
 from covr_lightning.report import figures
@@ -170,13 +170,13 @@ def _as_printed(result: PublishedResult | None) -> str:
 
 
 def _figures_table(run: Run, caption: str) -> str:
-    head = ["round", "steps", "rows", "kept", "top 95 %", "w > 0", "ε", "τ", "VLM error", "after", "constant",
-            "noise", "unparsable", "s", "MB"]  # fmt: skip
+    head = ["round", "steps", "rows", "kept", "top 95 %", "w > 0", "ε", "τ", "held out", "VLM error", "after",
+            "constant", "noise", "unparsable", "s", "MB"]  # fmt: skip
     rows = [
         [
             str(r["round"]), f"{r['env_steps']:,}", f"{r['rows']:,}", f"{r.get('kept', 0):,}",
             f"{r['kept_top95']:,}" if "kept_top95" in r else "–", f"{r.get('trained', 0):,}",
-            number(figure_of(r, "entropy"), 2), number(figure_of(r, "tau")),
+            number(figure_of(r, "entropy"), 2), number(figure_of(r, "tau")), _held_out(r),
             number(figure_of(r, "error_before"), 3), number(figure_of(r, "error_after"), 3),
             number(figure_of(r, "error_constant"), 3), number(figure_of(r, "noise"), 3),
             f"{percent(figure_of(r, 'unparsable_before'))} → {percent(figure_of(r, 'unparsable_after'))}",
@@ -184,8 +184,14 @@ def _figures_table(run: Run, caption: str) -> str:
         ]
         for r in run.rounds
     ]  # fmt: skip
-    legend = "w > 0: rows trained on; s: seconds; MB: peak memory"
+    legend = "w > 0: rows trained on; held out: rows / episodes that they are of; s: seconds; MB: peak memory"
     return table(head, rows, f"{caption}. {legend}" if caption else legend)
+
+
+def _held_out(r: dict[str, Any]) -> str:
+    """Rows that measured the VLM, and how many episodes they are of, where a round has written it."""
+    episodes = r.get("held_out_episodes")
+    return f"{r.get('held_out', 0):,}" + (f" / {episodes}" if episodes else "")
 
 
 def buffer(page: Page, groups: Sequence[Group]) -> None:

@@ -92,8 +92,10 @@ def test_numbers_of_the_rounds(run: Path, tmp_path: Path) -> None:
         assert row[2:5] == [str(r["rows"]), str(r["kept"]), str(r["kept_top95"])]
         assert row[6] == f"{r['entropy']:.2f}".replace("-", "−")
         assert row[7] == f"{r['tau']:.1f}"
-        assert row[10] == f"{r['error_constant']:.3f}"
-        assert row[11] == f"{r['noise']:.3f}"
+        assert r["held_out_episodes"] >= 1
+        assert row[8] == f"{r['held_out']} / {r['held_out_episodes']}"
+        assert row[11] == f"{r['error_constant']:.3f}"
+        assert row[12] == f"{r['noise']:.3f}"
 
 
 def test_numbers_of_the_vlm_alone_and_of_the_policy_after_a_round(run: Path, tmp_path: Path) -> None:
