@@ -39,8 +39,7 @@ def hold_out(kept: Tensor, share: float, episode: Tensor | None = None) -> tuple
             break
     held_out, last = torch.cat(parts), parts[-1]
     others = kept[~torch.isin(kept, held_out)]
-    distance = (others[:, None] - last[None]).abs().amin(1)
-    beside = (episode[others] == episode[last[0]]) & (distance <= GAP)
+    beside = (episode[others] == episode[last[0]]) & (others >= last[0] - GAP) & (others <= last[-1] + GAP)
     training = others[~beside] if 2 * int((~beside).sum()) >= len(others) else others
     return _shuffled(held_out), _shuffled(training)
 

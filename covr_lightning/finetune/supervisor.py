@@ -13,10 +13,8 @@ import sys
 import threading
 from types import FrameType
 
-#: How long a command may take to end once it is told to.
-SECONDS_TO_STOP = 30
-#: The same once the asking process is gone: a resumed run may be waiting for the devices.
-SHORT_SECONDS_TO_STOP = 5
+#: How long a command may take to end once it is told to; torchrun gives its workers, in sessions of their own, 30.
+SECONDS_TO_STOP = 40
 
 
 def main(pipe: int, command: list[str]) -> int:
@@ -30,12 +28,12 @@ def main(pipe: int, command: list[str]) -> int:
     alone = threading.Event()
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        threading.Thread(target=_end, args=(process, SECONDS_TO_STOP), daemon=True).start()
+        threading.Thread(target=_end, args=(process,), daemon=True).start()
 
     def watch() -> None:
         os.read(pipe, 1)  # which nobody writes: it returns at the pipe's end
         alone.set()
-        _end(process, SHORT_SECONDS_TO_STOP)
+        _end(process)
 
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=watch, daemon=True).start()
@@ -48,11 +46,11 @@ def main(pipe: int, command: list[str]) -> int:
     return status
 
 
-def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+def _end(process: "subprocess.Popen[bytes]") -> None:
     """End the command: first asked to, for torchrun ends its workers then."""
     process.terminate()
     try:
-        process.wait(timeout=seconds)
+        process.wait(timeout=SECONDS_TO_STOP)
     except subprocess.TimeoutExpired:
         process.kill()
 
