@@ -224,7 +224,7 @@ def _train_embedded_vlm(arguments: list[str]) -> int:
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:
-        raise ConfigError(one_sentence(str(error), parser)) from error
+        raise ConfigError(f"`covr train-embedded-vlm`: {one_sentence(str(error), parser)}") from error
     train_embedded_vlm(parsed.out, seed=parsed.seed)
     return 0
 

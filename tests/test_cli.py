@@ -96,7 +96,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--vlm.lora.targets", "(["], ["vlm.lora.targets is '(['", "no regular expression"]),
         (["fit", "--config", "learning_cpu"], ["learning_cpu is a folder", "learning_cpu/rad.yaml", "covr sweep"]),
         (["sweep", "ablations", "--confg", "x"], ["--confg", "behind `--`"]),
-        (["train-embedded-vlm"], ["out"]),
+        (["train-embedded-vlm"], ["train-embedded-vlm", "out"]),
         (["train-embedded-vlm", "--out", "x", "--seed", "abc"], ["seed is 'abc'", "int"]),
         (["train-embedded-vlm", "--out", "."], ["--out is '.'", "report.json", "a new folder"]),
         (["doctor", "--foo"], ["`covr doctor`", "no arguments", "--foo"]),
