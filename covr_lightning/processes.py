@@ -6,6 +6,7 @@ as long as a fine-tune round does; gradients over that of the devices.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -42,6 +43,18 @@ def _group() -> Any:
     if _values[1] is not dist.group.WORLD:
         _values = dist.new_group(backend="gloo", timeout=LONGEST_WAIT), dist.group.WORLD
     return _values[0]
+
+
+@atexit.register
+def _leave() -> None:
+    """End gloo's threads before the interpreter: one that lets go of a tensor while it ends aborts the process.
+
+    They end with their group, and that when nothing holds it any more.
+    """
+    global _values
+    _values = (None, None)
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 @contextmanager
