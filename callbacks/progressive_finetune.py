@@ -223,7 +223,7 @@ class ProgressiveFineTune(L.Callback):
             report.vlm_return = self._vlm_alone(trainer, data, report.round)
             if data.labels is not None and report.losses:
                 start = time.monotonic()
-                renewed = data.labels.vlm_changed(show_progress=trainer.progress_bar_callback is not None)
+                renewed = data.labels.vlm_changed(_shows_progress(trainer))
                 report.renewed = sum(processes.gather(renewed))
                 report.seconds_renewing = time.monotonic() - start
         self._record(trainer, data, report)
@@ -242,7 +242,7 @@ class ProgressiveFineTune(L.Callback):
         if not self.vlm_episodes:
             return math.nan
         with own_randomness(derived_seed(self.settings.seed or 0, round_)):
-            episodes, answers = play_alone(data, self.vlm_episodes)
+            episodes, answers = play_alone(data, self.vlm_episodes, _shows_progress(trainer))
         if not processes.number():
             with or_warn(path := file_of(self._folder(trainer), round_)):
                 save_episodes(path, episodes, round_, answers)
@@ -274,14 +274,14 @@ class ProgressiveFineTune(L.Callback):
         """Of an inner Trainer on the same devices, in the processes that are there."""
         device = trainer.strategy.root_device
         accelerator = "gpu" if device.type == "cuda" else device.type
+        shared = {
+            "accelerator": accelerator, "precision": self.precision, "enable_progress_bar": _shows_progress(trainer),
+        }  # fmt: skip
         if processes.count() == 1:
             devices: Any = [device.index or 0] if accelerator == "gpu" else 1
-            return {"accelerator": accelerator, "devices": devices, "precision": self.precision}
+            return shared | {"devices": devices}
         devices = trainer.device_ids if accelerator == "gpu" else trainer.num_devices
-        return {
-            "accelerator": accelerator, "devices": devices, "num_nodes": trainer.num_nodes, "strategy": "ddp",
-            "precision": self.precision,
-        }  # fmt: skip
+        return shared | {"devices": devices, "num_nodes": trainer.num_nodes, "strategy": "ddp"}
 
     def _record(self, trainer: L.Trainer, data: ExperienceData, report: RoundReport) -> None:
         if processes.number():
@@ -370,3 +370,7 @@ class ProgressiveFineTune(L.Callback):
             everything += self.buffer.state_dict()["finished"]
         share = everything[processes.number() :: processes.count()]
         self.buffer.load_state_dict({"frames": self.buffer.frames, "finished": share, "open": {}})
+
+
+def _shows_progress(trainer: L.Trainer) -> bool:
+    return trainer.progress_bar_callback is not None

@@ -16,6 +16,7 @@ from covr_lightning.data.labels import Labeller
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import EpisodeResult, play_episode
 from covr_lightning.finetune.vlm_alone import Answers, round_of, save_episodes
+from covr_lightning.progress import bar
 from covr_lightning.vlm.pictures import side_by_side
 
 
@@ -86,21 +87,25 @@ class VLMActs(L.Callback):
         self._say()
 
 
-def play_alone(data: ExperienceData, episodes: int) -> tuple[list[EpisodeResult], Answers]:
+def play_alone(data: ExperienceData, episodes: int, show_progress: bool = False) -> tuple[list[EpisodeResult], Answers]:
     """Have the VLM play evaluation episodes alone, the first ones of each evaluation; several processes share them.
 
     Args:
         data: Its VLM plays, on its evaluation environment.
         episodes: How many.
+        show_progress: Show a bar of this process's episodes.
 
     Returns:
         The episodes, the first one recorded, and the answers that were counted, those of all processes.
     """
     assert data.vlm is not None, "checked in setup"
     answers, first, mine = Answers(), data.seed + EVAL_SEED_OFFSET, []
-    for seed in range(first, first + episodes)[processes.number() :: processes.count()]:
-        policy = HeldAnswers(data.vlm, data.spec.action_dim, data.label_every_agent_steps, answers)
-        mine.append(play_episode(policy, data.eval_env, seed, record=seed == first))
+    seeds = range(first, first + episodes)[processes.number() :: processes.count()]
+    with bar(len(seeds), "the VLM acts alone", "episode", show_progress) as progress:
+        for seed in seeds:
+            policy = HeldAnswers(data.vlm, data.spec.action_dim, data.label_every_agent_steps, answers)
+            mine.append(play_episode(policy, data.eval_env, seed, record=seed == first))
+            progress.update()
     everyone = processes.gather((mine, answers))
     in_turn = chain(*zip_longest(*(own for own, _ in everyone)))
     counts = [(a.asked, a.unparsable, a.unanswered) for _, a in everyone]

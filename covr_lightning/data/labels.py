@@ -6,10 +6,10 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.errors import ConfigError
+from covr_lightning.progress import bar
 from covr_lightning.vlm.pictures import side_by_side
 from covr_lightning.vlm.vlm import Proposals
 
@@ -133,7 +133,7 @@ class LabelQueue:
         """Treat the answers of the VLM as it was before a round as `stale` says.
 
         Args:
-            show_progress: Show a bar while relabelling, on a terminal.
+            show_progress: Show a bar while relabelling.
 
         Returns:
             Rows masked or labelled anew.
@@ -146,11 +146,10 @@ class LabelQueue:
         if self.stale == "mask":
             self.storage.write_column("a_v_valid", labelled, torch.zeros(len(labelled), 1, dtype=torch.bool))
         else:
-            hidden = None if show_progress else True  # None: hidden where there is no terminal
-            with tqdm(total=len(labelled), desc="relabelling", unit="row", leave=False, disable=hidden) as bar:
+            with bar(len(labelled), "relabelling", "row", show_progress) as progress:
                 for part in labelled.split(self.relabel_batch_size):
                     counts += self._label(part)
-                    bar.update(len(part))
+                    progress.update(len(part))
             self._count(counts)
         return len(labelled)
 

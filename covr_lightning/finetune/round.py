@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from tqdm import tqdm
 
 from covr_lightning import processes
 from covr_lightning.errors import RunFailed
@@ -22,9 +23,10 @@ from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.optimizers import check_optimizer
 from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.split import hold_out
-from covr_lightning.finetune.training import train_adapter
+from covr_lightning.finetune.training import shows_progress, train_adapter
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.memory import PeakMemory
+from covr_lightning.progress import bar
 from covr_lightning.random_state import derived_seed
 from covr_lightning.saving.files import WRITE_ERRORS, reason
 from covr_lightning.vlm.vlm import VLM, Proposals, own_randomness
@@ -159,7 +161,8 @@ def fine_tune_round(
         filter_: Chooses rows.
         weight: Weighs the kept rows by their scores.
         settings: How to train.
-        trainer_kwargs: Arguments of the inner Trainer (devices, strategy, precision).
+        trainer_kwargs: Arguments of the inner Trainer (devices, strategy, precision). Where they hold
+            ``enable_progress_bar`` and it is not False, bars show how far the round has come.
         adapter: Folder to write the trained adapter to, where an engine elsewhere reads it; needed with `launch`.
         launch: Trains the adapter in processes of its own; by default this one does.
         samples: Filled in with rows that the VLM is asked about before and after; none by default.
@@ -174,6 +177,7 @@ def fine_tune_round(
     """
     check_optimizer(settings.optimizer, vlm.device if launch is None else None)
     start, peak = time.monotonic(), PeakMemory(vlm.device)
+    shown = shows_progress(trainer_kwargs)
     seed = derived_seed(settings.seed or 0, report.round)
     filter_.reseed(seed)
     weight.reseed(seed)
@@ -208,7 +212,7 @@ def fine_tune_round(
         frames, actions = rows["frame"], rows["action"]
         asked = samples if samples is not None and samples.count else RoundSamples(0)
         asked.choose(scores, kept, held_out, seed)
-        answers = _ask(vlm, frames, held_out, asked, ask_at_once)
+        answers = _ask(vlm, frames, held_out, asked, ask_at_once, shown=shown)
         if answers is not None:
             constant = actions[training].median(0).values
             report.error_before, report.unparsable_before, report.unanswered_before = proposal_error(
@@ -226,7 +230,7 @@ def fine_tune_round(
         if not report.losses:
             report.note = f"the adapter stays as it was: {'; '.join(report.failures)}"
         else:
-            answers = _ask(vlm, frames, held_out, asked, ask_at_once, after=True)
+            answers = _ask(vlm, frames, held_out, asked, ask_at_once, after=True, shown=shown)
             if answers is not None:
                 report.error_constant = _constant_error(answers, actions[held_out], constant)
                 _measure_after(report, answers, actions[held_out])
@@ -310,7 +314,13 @@ def histogram(scores: Tensor, kept: Tensor) -> dict[str, list[float]]:
 
 
 def _ask(
-    vlm: VLM, frames: Tensor, held_out: Tensor, samples: RoundSamples, at_once: int, after: bool = False
+    vlm: VLM,
+    frames: Tensor,
+    held_out: Tensor,
+    samples: RoundSamples,
+    at_once: int,
+    after: bool = False,
+    shown: bool = False,
 ) -> Proposals | None:
     """Ask about the held-out rows and the low samples, and note the samples' answers.
 
@@ -319,24 +329,32 @@ def _ask(
     """
     assert samples.low is not None, "chosen"
     # Apart, so that the answers to the held-out rows are the same with and without samples, bit for bit.
-    of_held_out, of_low = (
-        ask_all(vlm, frames[index], at_once) if len(index) else None for index in (held_out, samples.low)
-    )
+    what = f"asking the VLM {'after' if after else 'before'} fine-tuning"
+    with bar(len(held_out) + len(samples.low), what, "row", shown) as progress:
+        of_held_out, of_low = (
+            ask_all(vlm, frames[index], at_once, progress) if len(index) else None for index in (held_out, samples.low)
+        )
     joined = samples.join(of_held_out, of_low)
     samples.before, samples.after = (samples.before, joined) if after else (joined, None)
     return of_held_out
 
 
-def ask_all(vlm: VLM, frames: Tensor, batch_size: int = 16) -> Proposals:
+def ask_all(vlm: VLM, frames: Tensor, batch_size: int = 16, progress: tqdm[Any] | None = None) -> Proposals:
     """The VLM's answers; several processes share the frames out, and each gets all answers.
 
     Args:
         vlm: The VLM.
         frames: (N, 3, H, W) uint8.
         batch_size: Frames per question.
+        progress: Moved on by the frames that all processes have answered.
     """
     first, last = (len(frames) * (processes.number() + i) // processes.count() for i in (0, 1))
-    parts = [vlm.ask(part) for part in frames[first:last].split(batch_size) if len(part)]
+    parts = []
+    for part in frames[first:last].split(batch_size):
+        if len(part):
+            parts.append(vlm.ask(part))
+            if progress is not None:
+                progress.update(len(part) * processes.count())
     parts = [part for of_one in processes.gather(parts) for part in of_one]
     return Proposals(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 

@@ -13,9 +13,12 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed
+from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
+from tqdm import tqdm
 
 from covr_lightning.finetune.module import DivergedError, FineTuneSettings, VLMFineTuner
+from covr_lightning.progress import bar
 from covr_lightning.stopping import stop_signals
 from covr_lightning.vlm.vlm import VLM
 
@@ -91,8 +94,12 @@ def _fit(
 ) -> None:
     with quiet_lightning(), torch.enable_grad():
         # A strategy or a plugin serves one Trainer, hence the copy.
-        arguments: dict[str, Any] = {"enable_progress_bar": False, **copy.deepcopy(trainer_kwargs)}
+        arguments = copy.deepcopy(trainer_kwargs)
         callbacks = arguments.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(_StepBar(shows_progress(arguments)))
+            arguments["enable_progress_bar"] = False  # Lightning's own counts batches, of so many epochs
         trainer = L.Trainer(
             max_epochs=settings.epochs,
             max_steps=settings.max_steps,
@@ -101,7 +108,7 @@ def _fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             inference_mode=False,
-            callbacks=[*(callbacks if isinstance(callbacks, list) else [callbacks]), _LeaveSignals()],
+            callbacks=[*callbacks, _LeaveSignals()],
             **{**arguments, "use_distributed_sampler": False},  # the module shares each batch out itself
         )
         try:
@@ -110,6 +117,31 @@ def _fit(
             tuner.finish()
     if not all(torch.isfinite(p).all() for p in tuner.model.parameters() if p.requires_grad):
         raise DivergedError("the adapter is not finite after the last step")
+
+
+def shows_progress(trainer_kwargs: dict[str, Any]) -> bool:
+    """Whether a round shows how far it has come; where nothing is said of it, it does not."""
+    return trainer_kwargs.get("enable_progress_bar", False) is not False
+
+
+class _StepBar(L.Callback):
+    """A bar in optimizer steps, with the loss of the last forward pass."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._bar = bar(int(trainer.estimated_stepping_batches), "fine-tuning the VLM", "step", self.shown)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        assert self._bar is not None, "made at the start"
+        self._bar.set_postfix(loss=f"{pl_module.losses[-1]:.3f}", refresh=False)  # type: ignore[union-attr, index]
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class _LeaveSignals(L.Callback):

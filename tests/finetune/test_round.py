@@ -102,6 +102,31 @@ def test_a_round_teaches_the_vlm_and_leaves_the_random_state_alone(untrained_vlm
     assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_round_shows_how_far_it_has_come(
+    untrained_vlm: Path, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("covr_lightning.progress.SECONDS_IN_A_LOG", 0.0)
+    model, settings = vlm(untrained_vlm), replace(SETTINGS, epochs=3, batch_size=4, accumulate=2)
+    capsys.readouterr()  # transformers shows how it loads weights
+    report = RoundReport(1, 1000, 20)
+    fine_tune_round(
+        report, model, rows(20), torch.arange(20.0), 0.0, KeepAll(), UniformWeight(), settings,
+        CPU | {"enable_progress_bar": shown}, ask_at_once=3,
+    )  # fmt: skip
+    said = capsys.readouterr().err.split("\r")
+    if not shown:
+        assert said == [""]
+        return
+    for when in ("before", "after"):
+        lines = [line for line in said if line.startswith(f"asking the VLM {when} fine-tuning: ")]
+        assert ["0/4" in lines[0], "3/4" in lines[1], "4/4" in lines[2]] == [True] * 3
+    # 16 rows in batches of 4, two of them to a step, three times over.
+    steps = [line for line in said if line.startswith("fine-tuning the VLM: ")]
+    assert [f"{n}/6" in line for n, line in zip((0, 1, 2, 3, 4, 5, 6), steps, strict=True)] == [True] * 7
+    assert f"loss={report.losses[-1]:.3f}" in steps[-1]
+
+
 @pytest.mark.parametrize("adapter", ["continue", "new"])
 def test_what_a_round_s_adapter_begins_with(untrained_vlm: Path, adapter: Literal["continue", "new"]) -> None:
     # All rows are one batch, so a round's first loss is that of the weights it begins with.
