@@ -1,0 +1,60 @@
+r"""An exported policy in a VLM's place: what guidance does where whoever answers knows the task.
+
+    covr export --config learning_cpu/rad.yaml --ckpt_path runs/NAME/checkpoints/best.ckpt --out policy
+    covr fit --config learning_cpu/dpl.yaml --vlm.frames 3 --data.label_every_agent_steps 1 \
+      --vlm.engine benchmarks.known_task.PolicyVLM --vlm.engine.policy policy/policy.pt2
+    covr test --config learning_cpu/dpl.yaml --actor vlm …    # the same keys: what it returns alone
+
+Run from the repository's root. All but the answers is as in any run: prior, labelling, the text of an action. Results
+are in docs/results.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.engines.engine import Engine
+
+
+class PolicyVLM(Engine):
+    """Answers with an exported policy's tanh μ, through the text of an action.
+
+    Args:
+        policy: What ``covr export`` wrote, ``policy.pt2``, for stacks of as many frames as ``vlm.frames``.
+    """
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+
+    def open(self, vlm: Any) -> None:
+        """Load the policy; take over the answer's format.
+
+        Raises:
+            ConfigError: There is no such policy, or it takes other frames.
+        """
+        self._codec, self._frames = vlm.codec, vlm.frames
+        size = (3 * vlm.frames, vlm.spec.frame_height, vlm.spec.frame_width)
+        if not Path(self.policy).is_file():
+            raise ConfigError(f"vlm.engine.policy is {self.policy!r}; there is no such file.")
+        self._act = torch.export.load(self.policy).module()
+        try:
+            self._act(torch.zeros(1, *size, dtype=torch.uint8))
+        except (AssertionError, RuntimeError) as error:
+            raise ConfigError(
+                f"vlm.engine.policy takes no frames of {size} ({str(error).splitlines()[0]}); vlm.frames and "
+                "data.env must be as where it was trained."
+            ) from error
+
+    @torch.no_grad()
+    def answers(self, frames: Tensor) -> list[str | None]:
+        """Answers to pictures (B, 3, H, n·W) uint8 of n frames side by side."""
+        stacked = frames.unflatten(-1, (self._frames, -1)).movedim(-2, 1).flatten(1, 2)  # (B, 3·n, H, W)
+        return [self._codec.encode(action) for action in self._act(stacked.contiguous())]
+
+    def use(self, adapter: Path | None) -> None:
+        """A policy has no adapter."""
