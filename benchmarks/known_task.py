@@ -54,7 +54,9 @@ class PolicyVLM(Engine):
     def answers(self, frames: Tensor) -> list[str | None]:
         """Answers to pictures (B, 3, H, n·W) uint8 of n frames side by side."""
         stacked = frames.unflatten(-1, (self._frames, -1)).movedim(-2, 1).flatten(1, 2)  # (B, 3·n, H, W)
-        return [self._codec.encode(action) for action in self._act(stacked.contiguous())]
+        with torch.autocast(stacked.device.type, enabled=False):  # it was exported in float32
+            actions = self._act(stacked.contiguous())
+        return [self._codec.encode(action) for action in actions]
 
     def use(self, adapter: Path | None) -> None:
         """A policy has no adapter."""

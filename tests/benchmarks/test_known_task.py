@@ -45,7 +45,8 @@ def test_it_is_shown_the_stack_that_the_policy_was_shown(policy: str) -> None:
     for rows in (1, 5):
         stacks = torch.randint(0, 256, (rows, 9, 6, 8), dtype=torch.uint8, generator=generator)
         expected = [f"action:[{action:.2f}]" for action in OneNumber()(stacks)[:, 0].tolist()]
-        assert engine.answers(side_by_side(stacks, 3)) == expected
+        with torch.autocast("cpu", torch.bfloat16):  # as a test in bf16-mixed asks
+            assert engine.answers(side_by_side(stacks, 3)) == expected
 
 
 def test_other_frames_and_a_missing_policy_are_refused(policy: str) -> None:
