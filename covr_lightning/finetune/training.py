@@ -143,6 +143,9 @@ class _StepBar(L.Callback):
         if self._bar is not None:
             self._bar.close()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out then
+
 
 class _LeaveSignals(L.Callback):
     """Leaves signals to the run whose round this is; Lightning's Trainer has just put its own handlers before them."""

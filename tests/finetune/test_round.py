@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, ask_all, fine_tune_round, proposal_error
+from covr_lightning.progress import bar
 from covr_lightning.random_state import derived_seed
 from covr_lightning.vlm.vlm import VLM, LoRA, Proposals, own_randomness
 
@@ -315,6 +316,20 @@ def test_after_two_failures_of_the_first_round_the_second_begins_as_in_a_resumed
     assert not model.has_adapter
     assert model.answer(frames(4)) == vlm(untrained_vlm).answer(frames(4))
     assert a_round(model, number=2, epochs=1).losses == a_round(vlm(untrained_vlm), number=2, epochs=1).losses
+
+
+def test_a_failed_training_leaves_no_bar_behind(untrained_vlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def noted(*arguments: Any) -> Any:
+        made.append(bar(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("covr_lightning.finetune.training.bar", noted)
+    monkeypatch.setitem(CPU, "enable_progress_bar", True)
+    Failing(FAILURES["out of memory"], 2).patch(monkeypatch)
+    assert len(a_round(vlm(untrained_vlm), epochs=1).failures) == 2
+    assert [one.disable for one in made] == [True, True]  # closed
 
 
 def test_a_vlm_that_answers_only_where_the_constant_is_right_has_no_skill(untrained_vlm: Path) -> None:
