@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from covr_lightning.agent.networks import without_autocast
 from covr_lightning.errors import ConfigError
+from covr_lightning.export import open_policy
 from covr_lightning.vlm.engines.engine import Engine
 
 
@@ -25,7 +27,8 @@ class PolicyVLM(Engine):
     """Answers with an exported policy's tanh μ, through the text of an action.
 
     Args:
-        policy: What ``covr export`` wrote, ``policy.pt2``, for stacks of as many frames as ``vlm.frames``.
+        policy: What ``covr export`` wrote, ``policy.pt2`` or ``policy.onnx``, for stacks of as many frames as
+            ``vlm.frames``.
     """
 
     def __init__(self, policy: str) -> None:
@@ -41,21 +44,18 @@ class PolicyVLM(Engine):
         size = (3 * vlm.frames, vlm.spec.frame_height, vlm.spec.frame_width)
         if not Path(self.policy).is_file():
             raise ConfigError(f"vlm.engine.policy is {self.policy!r}; there is no such file.")
-        self._act = torch.export.load(self.policy).module()
-        try:
-            self._act(torch.zeros(1, *size, dtype=torch.uint8))
-        except (AssertionError, RuntimeError) as error:
+        self._act, taken = open_policy(Path(self.policy), torch.device("cpu"))
+        if taken != size:
             raise ConfigError(
-                f"vlm.engine.policy takes no frames of {size} ({str(error).splitlines()[0]}); vlm.frames and "
-                "data.env must be as where it was trained."
-            ) from error
+                f"vlm.engine.policy takes no frames of {size}, but of {taken}; vlm.frames and data.env must be as "
+                "where it was trained."
+            )
 
-    @torch.no_grad()
     def answers(self, frames: Tensor) -> list[str | None]:
         """Answers to pictures (B, 3, H, n·W) uint8 of n frames side by side."""
         stacked = frames.unflatten(-1, (self._frames, -1)).movedim(-2, 1).flatten(1, 2)  # (B, 3·n, H, W)
-        with torch.autocast(stacked.device.type, enabled=False):  # it was exported in float32
-            actions = self._act(stacked.contiguous())
+        with without_autocast(stacked.device):  # it was exported in float32
+            actions = torch.as_tensor(self._act(stacked.contiguous()))
         return [self._codec.encode(action) for action in actions]
 
     def use(self, adapter: Path | None) -> None:

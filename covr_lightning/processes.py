@@ -53,7 +53,7 @@ def _leave() -> None:
     """
     global _values
     _values = (None, None)
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 

@@ -328,9 +328,9 @@ def _ask(
         The answers to the held-out rows; None without any.
     """
     assert samples.low is not None, "chosen"
-    # Apart, so that the answers to the held-out rows are the same with and without samples, bit for bit.
     what = f"asking the VLM {'after' if after else 'before'} fine-tuning"
     with bar(len(held_out) + len(samples.low), what, "row", shown) as progress:
+        # Apart, so that the answers to the held-out rows are the same with and without samples, bit for bit.
         of_held_out, of_low = (
             ask_all(vlm, frames[index], at_once, progress) if len(index) else None for index in (held_out, samples.low)
         )
