@@ -23,7 +23,7 @@ from covr_lightning.export import POLICY_FILES, open_policy
 from covr_lightning.measuring import Measured, measure, weights_megabytes
 from covr_lightning.vlm.decoding import Decoder, Decoding, greedy_answers
 from covr_lightning.vlm.prompts import POINT_REACH, prompt_for
-from covr_lightning.vlm.vlm import VLM
+from covr_lightning.vlm.vlm import VLM, own_randomness
 from covr_lightning.yaml_errors import one_sentence
 
 #: Fewest calls that a median is taken of.
@@ -139,8 +139,7 @@ def pictures(task: str, count: int) -> tuple[Tensor, str]:
     except ConfigError as error:
         raise ConfigError(str(error).replace("YAML key vlm.prompt", "--task")) from error
     factory = _factory(task)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with own_randomness(0):
         try:
             rollout = factory.make(seed=0).rollout(count, break_when_any_done=False)
             return rollout["pixels"][:, -3:], f"frames of {task}"

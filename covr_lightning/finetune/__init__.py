@@ -6,7 +6,7 @@ from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.loss import ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
-from covr_lightning.finetune.schedules import LinearSchedule, NeverSchedule, PrintedSchedule, Schedule
+from covr_lightning.finetune.schedules import GivenSchedule, LinearSchedule, NeverSchedule, PrintedSchedule, Schedule
 from covr_lightning.finetune.scores import QScore, ReturnScore, RewardScore, Score
 from covr_lightning.finetune.weights import RALW, RandomWeight, ScoreAsWeight, UniformWeight, Weight
 
@@ -16,6 +16,7 @@ __all__ = [
     "EpisodeBuffer",
     "Filter",
     "FineTuneSettings",
+    "GivenSchedule",
     "KeepAll",
     "LinearSchedule",
     "NeverSchedule",

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.loss import IGNORED, next_token_targets, weighted_nll
+from covr_lightning.finetune.number_loss import NumberTokens
 from covr_lightning.finetune.optimizers import OptimizerName, check_optimizer, make_optimizer
 from covr_lightning.finetune.sharding import average_whole_gradients, make_adapter_whole, shard
 from covr_lightning.random_state import derived_seed
@@ -40,6 +41,9 @@ class FineTuneSettings:
         lr: Highest learning rate; it falls to 0 along a half cosine.
         warmup_fraction: Share of the steps in which the rate rises.
         label_smoothing: See :func:`~covr_lightning.finetune.loss.weighted_nll`.
+        number_loss: λ_n, how much the expected distance of a number's token to the label counts beside its negative
+            log-likelihood (:class:`~covr_lightning.finetune.number_loss.NumberTokens`); 0 is Eq. 6, whose likeliest
+            answer to noisy labels is their mode. The larger it is, the nearer it is to their median.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         adapter: What a round begins with: ``"continue"``, the adapter of the round before, or ``"new"``, one that
             changes nothing yet.
@@ -56,6 +60,7 @@ class FineTuneSettings:
     lr: float = 1e-4
     warmup_fraction: float = 0.0
     label_smoothing: float = 0.1
+    number_loss: float = 0.0
     gradient_checkpointing: bool = True
     adapter: Literal["continue", "new"] = "continue"
     held_out: float = 0.1
@@ -74,6 +79,8 @@ class FineTuneSettings:
         check_optimizer(self.optimizer)
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"settings.lr is {self.lr}; it must be above 0, and a number.")
+        if not 0 <= self.number_loss < math.inf:
+            raise ConfigError(f"settings.number_loss is {self.number_loss}; it must be at least 0, and a number.")
         if self.max_steps < 1 and self.max_steps != -1:
             raise ConfigError(f"settings.max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit.")
 
@@ -110,6 +117,7 @@ class VLMFineTuner(L.LightningModule):
         self.losses: list[float] = []
         self.is_sharded = False
         self._has_gradient = False
+        self._numbers: NumberTokens | None = None
 
     def configure_model(self) -> None:
         """Leave out what no gradient reaches; share the weights out, if the strategy says so."""
@@ -169,6 +177,8 @@ class VLMFineTuner(L.LightningModule):
     def loss(self, frames: Tensor, actions: Tensor, weights: Tensor, rank: int = 0, world_size: int = 1) -> Tensor:
         """(1/N_v) Σ_b w_b Σ_t −log p(y_{b,t} | x_{b,<t}), the label being the action's text.
 
+        With `settings.number_loss` λ_n, each term is −log p + λ_n·(expected distance of the number).
+
         Args:
             frames: (B, 3, H, W) uint8.
             actions: (B, A).
@@ -192,8 +202,12 @@ class VLMFineTuner(L.LightningModule):
         base = self.vlm.base_model
         hidden = base.model(**{k: v.to(self.device) for k, v in inputs.items()}, use_cache=False).last_hidden_state
         logits = base.get_output_embeddings()(hidden[mask])
-        rows = weights[share].to(self.device)[:, None].expand_as(targets)
-        return world_size * weighted_nll(logits, targets[mask], rows[mask], self.settings.label_smoothing) / n_v
+        targets, rows = targets[mask], weights[share].to(self.device)[:, None].expand_as(targets)[mask]
+        loss = weighted_nll(logits, targets, rows, self.settings.label_smoothing)
+        if self.settings.number_loss:
+            self._numbers = self._numbers or NumberTokens(self.vlm.inputs, self.vlm.codec)
+            loss = loss + self.settings.number_loss * (rows * self._numbers.expected_distance(logits, targets)).sum()
+        return world_size * loss / n_v
 
     def train_loader(self, frames: Tensor, actions: Tensor, weights: Tensor) -> DataLoader:
         """Shuffled batches of rows; shapes as in :meth:`loss`."""

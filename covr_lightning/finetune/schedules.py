@@ -91,6 +91,30 @@ class NeverSchedule(Schedule):
         return None
 
 
+class GivenSchedule(Schedule):
+    """Rounds at the given environment steps, and none after the last.
+
+    Args:
+        at_env_steps: Ascending, e.g. ``[50000, 75000]``.
+
+    Raises:
+        ConfigError: There are none, or they do not ascend from above 0.
+    """
+
+    def __init__(self, at_env_steps: list[int]) -> None:
+        waits = [after - before for before, after in zip([0, *at_env_steps], at_env_steps, strict=False)]
+        if not waits or min(waits) < 1:
+            raise ConfigError(
+                f"schedule.at_env_steps is {at_env_steps}; it must be ascending environment steps above 0."
+            )
+        self.at_env_steps = at_env_steps
+        self._waits = waits
+
+    def psi(self, c: int) -> int | None:
+        """The wait for the next of the steps."""
+        return self._waits[c] if c < len(self._waits) else None
+
+
 def _positive(psi0_env_steps: int) -> int:
     if psi0_env_steps < 1:
         raise ConfigError(f"schedule.psi0_env_steps is {psi0_env_steps}; it must be at least 1 environment step.")

@@ -53,8 +53,12 @@ def _rounds(run: Run) -> list[str]:
     schedule = (settings or {}).get("schedule")
     if settings is None or class_name(schedule) == "NeverSchedule":
         return ["no rounds"]
-    psi = ((schedule.get("init_args") or {}) if isinstance(schedule, dict) else {}).get("psi0_env_steps")
-    when = (class_name(schedule) or "LinearSchedule") + (f" ψ₀ = {_short(psi)}" if psi else "")
+    when = class_name(schedule) or "LinearSchedule"
+    given = (schedule.get("init_args") or {}) if isinstance(schedule, dict) else {}
+    if "psi0_env_steps" in given:
+        when += f" ψ₀ = {_short(given['psi0_env_steps'])}"
+    elif "at_env_steps" in given:
+        when += f" {', '.join(map(_short, given['at_env_steps']))}"
     names = [class_name(settings.get("filter")) or "EDDF", class_name(settings.get("weight")) or "RALW"]
     return [when, *names, *filter(None, [class_name(settings.get("score"))])]
 

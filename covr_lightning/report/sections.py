@@ -318,6 +318,7 @@ def _has_rounds(page: Page, group: Group) -> bool:
     elif class_name(settings.get("schedule")) == "NeverSchedule":
         page.missing("This configuration has no rounds: its <code>schedule</code> is <code>NeverSchedule</code>.")
     else:
-        psi = ((settings.get("schedule") or {}).get("init_args") or {}).get("psi0_env_steps", 5000)
-        page.missing(f"No round has been run yet: the first is due at {psi:,} environment steps (ψ₀).")
+        given = (settings.get("schedule") or {}).get("init_args") or {}
+        first = given.get("at_env_steps", [given.get("psi0_env_steps", 5000)])[0]
+        page.missing(f"No round has been run yet: the first is due at {first:,} environment steps.")
     return False

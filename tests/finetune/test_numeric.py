@@ -15,6 +15,7 @@ from covr_lightning.finetune import (
     EDDF,
     RALW,
     EpisodeBuffer,
+    GivenSchedule,
     LinearSchedule,
     NeverSchedule,
     PrintedSchedule,
@@ -189,9 +190,19 @@ def test_rounds_of_the_schedules() -> None:
     assert LinearSchedule(psi0_env_steps=5000).rounds(100_000) == [5000, 15000, 30000, 50000, 75000]
     assert PrintedSchedule(psi0_env_steps=5000).rounds(100_000) == [5000, 15000, 45000]
     assert NeverSchedule().rounds(100_000) == []
+    assert GivenSchedule([2000, 50_000, 120_000]).rounds(100_000) == [2000, 50_000]
+    assert GivenSchedule([2000, 50_000]).round_at(2) is None
 
 
-@pytest.mark.parametrize("schedule", [LinearSchedule(5000), PrintedSchedule(5000), NeverSchedule()])
+@pytest.mark.parametrize("steps", [[], [0, 5], [5, 5], [7, 5]])
+def test_given_rounds_ascend(steps: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"schedule.at_env_steps is .*; it must be ascending"):
+        GivenSchedule(steps)
+
+
+@pytest.mark.parametrize(
+    "schedule", [LinearSchedule(5000), PrintedSchedule(5000), NeverSchedule(), GivenSchedule([9, 1001])]
+)
 def test_rounds_fire_once_each_and_never_at_step_0(schedule) -> None:
     counters, fired = Counters(), []
     for env_steps in range(0, 100_001, 8):

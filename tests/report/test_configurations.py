@@ -70,6 +70,10 @@ COVR = run_of(
             ),
             "RandomShift, DrQViews, Flare, CURL, DeepMDP, ProportionalSampler, AnnealedPrior λ = 2 to 0.1, no rounds",
         ),
+        (
+            run_of({}, fine_tuning(schedule=part("covr_lightning.finetune.GivenSchedule", at_env_steps=[900, 50_000]))),
+            "no augmentation, no prior, GivenSchedule 900, 50,000, EDDF, RALW",
+        ),
         (Run(Path("x"), {}), "no augmentation, no prior, no rounds"),
     ],
 )  # fmt: skip
