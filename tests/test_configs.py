@@ -118,6 +118,8 @@ def test_a_method_is_its_parts(method: str, place: str, tmp_path: Path) -> None:
     got = {name: objectives if name == "objectives" else type(getattr(cli.model, name)) for name in expected}
     assert got == expected
     assert cli.model.spec.frame_stack == (4 if method == "resact" else 3)
+    if method == "spr":
+        assert cli.model.objectives[0].weight == 1.0
     rounds = [callback for callback in cli.trainer.callbacks if isinstance(callback, ProgressiveFineTune)]
     assert len(rounds) == method.startswith("covr")
 

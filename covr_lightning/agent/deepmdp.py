@@ -79,8 +79,8 @@ class DeepMDP(Objective):
         za = torch.cat([agent.critic_projection(agent.trunk(views.critic[0])), batch["action"]], dim=-1)
         with torch.no_grad():
             z_next = agent.critic_projection(agent.trunk(views.target[0]))
-        mu, sigma = self.transition(za)
-        loss_t = (0.5 * ((mu - z_next) / sigma).square() + sigma.log()).mean()
+        mu, sigma = (part.float() for part in self.transition(za))
+        loss_t = (0.5 * ((mu - z_next.float()) / sigma).square() + sigma.log()).mean()
         loss_r = F.mse_loss(self.reward(za), batch["next", "reward"])
         return loss_t + loss_r, {"train/transition_loss": loss_t.detach(), "train/reward_loss": loss_r.detach()}
 

@@ -47,7 +47,7 @@ class SPR(Objective):
     Args:
         jumps: K, steps foretold.
         sequences: Sequences per update.
-        weight: w.
+        weight: w. As the objective has an Adam of its own, any above 0 trains nearly alike.
         lr: Learning rate of T, p and q.
         encoder_lr_multiplier: The encoder's learning rate under this loss, as a multiple of `lr`.
         hidden: Width of T.
@@ -125,7 +125,8 @@ class SPR(Objective):
         for k in range(self.sequence_length):
             z, _ = self.transition(torch.cat([z, a[:, k]], dim=-1))
             foretold.append(z)
-        y = self.predictor(self.projector(torch.stack(foretold, dim=1)))
+        y = self.predictor(self.projector(torch.stack(foretold, dim=1))).float()
+        target = target.float()  # near convergence y - target is less than bfloat16's steps
         distance = (F.normalize(y, dim=-1, eps=_SHORTEST) - F.normalize(target, dim=-1, eps=_SHORTEST)).square().sum(-1)
         loss = self.weight * distance.sum() / max(distance.numel(), 1)
         cosine = F.cosine_similarity(y.detach(), target, dim=-1).sum() / max(distance.numel(), 1)

@@ -10,12 +10,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import SGD
 
-from covr_lightning.agent import ConstantPrior, RandomCrop, SACModule
+from covr_lightning.agent import CURL, SPR, ConstantPrior, DeepMDP, RandomCrop, SACModule
 from covr_lightning.agent.finite import FiniteGuard
 from covr_lightning.agent.networks import OutputLinear, TwinQ
+from covr_lightning.agent.objectives import Objective
 from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import SPEC, agent, batch, parameters, same
+from tests.agent.test_spr import batch as with_sequences
 from tests.short_runs import fit
 
 
@@ -69,6 +71,19 @@ def test_in_bfloat16_the_losses_and_the_policys_density_are_still_float32() -> N
     assert all(torch.isfinite(value).all() for value in b.values())
     # Adam moves each weight by about its learning rate a step; bfloat16 keeps 8 bits of a gradient.
     assert all((a[name] - b[name]).abs().max() <= 2 * 4 * 1e-3 for name in a)
+
+
+@pytest.mark.parametrize(
+    "objective", [DeepMDP(), DeepMDP(stochastic=True), SPR(jumps=4), CURL()], ids=lambda o: type(o).__name__
+)
+def test_in_bfloat16_what_an_objective_compares_is_subtracted_in_float32(objective: Objective) -> None:
+    module, transitions = agent(objectives=[objective]), with_sequences()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        views = module.views(
+            transitions["pixels"], transitions["next", "pixels"], module.augmentation, module.generator
+        )
+        loss, metrics = objective.loss(transitions, views, module)
+    assert {value.dtype for value in (loss, *metrics.values())} == {torch.float32}
 
 
 def test_in_bfloat16_values_of_hundreds_are_not_rounded_to_steps_of_two() -> None:
