@@ -15,7 +15,7 @@ from torch import Tensor
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.processes import OtherProcessFailed
-from covr_lightning.stopping import RunStopped
+from covr_lightning.stopping import RunStopped, stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,15 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer, self._save_last_checkpoint)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save the last if a signal stopped the run between two steps; a failure leaves what was saved before."""
-        if isinstance(exception, RunStopped) and not _is_test_run(trainer):
-            self._save(trainer, self._save_last_checkpoint, stop=False)
+        """Save the last if a signal stopped the run between two steps; a failure leaves what was saved before.
+
+        Until it is saved another SIGTERM or SIGUSR1 changes nothing; then the signals are given back.
+        """
+        try:
+            if isinstance(exception, RunStopped) and not _is_test_run(trainer):
+                self._save(trainer, self._save_last_checkpoint, stop=False)
+        finally:
+            stop_signals.uninstall()
 
     # -- how -----------------------------------------------------------------------------------------------------
 

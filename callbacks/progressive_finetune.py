@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +26,15 @@ from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.optimizers import check_optimizer
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
+from covr_lightning.finetune.round_adapters import adapter_of, fetch, remove_double, set_aside
 from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
 from covr_lightning.finetune.vlm_alone import file_of, save_episodes
 from covr_lightning.random_state import derived_seed
-from covr_lightning.saving.files import as_json, in_place_of, or_warn, write_or_warn
+from covr_lightning.saving.files import as_json, or_warn, write_or_warn
 from covr_lightning.stopping import stop_signals
+from covr_lightning.vlm.adapters import adapter_digest
 from covr_lightning.vlm.vlm import own_randomness
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class ProgressiveFineTune(L.Callback):
         self._newest: dict[int, TensorDictBase] = {}  # of each environment, where values at a cut may be asked for
         self._restored: dict[str, Any] | None = None
         self._rounds_folder: Path | None = None
+        self._digest: str | None = None  # of the newest adapter that was trained
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Load the VLM, make D_f and listen to the collector; nothing of it if no round will ever be due.
@@ -160,6 +162,8 @@ class ProgressiveFineTune(L.Callback):
 
     def _add(self, env: int, transition: TensorDictBase | None) -> None:
         assert self.buffer is not None, "setup made it"
+        if self.schedule.round_at(self._data.counters.rounds) is None:
+            return  # no round will ask for it
         if transition is None:
             before = self._newest.pop(env, None)
             self.buffer.cut_episode(env, None if before is None else self._value_after(before))
@@ -202,6 +206,8 @@ class ProgressiveFineTune(L.Callback):
             report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
             if report.round == 1:
                 self._vlm_alone(trainer, data, 0)
+            if not processes.number():
+                set_aside(self._adapter(trainer, report.round))
             samples = RoundSamples(self.samples)
             entropy, report.noise = self._spread(pl_module, data)
             fine_tune_round(
@@ -227,8 +233,10 @@ class ProgressiveFineTune(L.Callback):
                 report.renewed = sum(processes.gather(renewed))
                 report.seconds_renewing = time.monotonic() - start
         self._record(trainer, data, report)
-        self.buffer.clear()
         data.counters.rounds = report.round
+        if self.schedule.round_at(report.round) is None:
+            self.buffer.cut_episodes()
+        self.buffer.clear()
         self.reports.append(report)
         pl_module.prior.measured(*report.measures)
         data.step_is_open = False
@@ -289,6 +297,9 @@ class ProgressiveFineTune(L.Callback):
         if data.vlm is not None and data.vlm.has_adapter and not report.losses:
             with or_warn(adapter := self._adapter(trainer, report.round)):
                 data.vlm.save_adapter(adapter)  # one that was trained is written already
+        remove_double(self._adapter(trainer, report.round))
+        if report.losses:
+            self._digest = adapter_digest(self._adapter(trainer, report.round))
         write_or_warn(self._folder(trainer) / f"round_{report.round:03d}.json", [as_json(report.as_dict())])
         numbers = {f"round/{k}": float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
         for logger in trainer.loggers:
@@ -301,7 +312,7 @@ class ProgressiveFineTune(L.Callback):
 
     @classmethod
     def _adapter(cls, trainer: L.Trainer, round_: int) -> Path:
-        return cls._folder(trainer) / f"round_{round_:03d}_adapter"
+        return adapter_of(cls._folder(trainer), round_)
 
     def state_dict(self) -> dict[str, Any]:
         """Reports and each process's D_f; the adapter is on disk under its round, in the folder that is named."""
@@ -310,6 +321,7 @@ class ProgressiveFineTune(L.Callback):
             "reports": [report.as_dict() for report in self.reports],
             "buffers": processes.gather_on_first(mine),
             "folder": None if self._rounds_folder is None else str(self._rounds_folder),
+            "adapter": self._digest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -335,23 +347,14 @@ class ProgressiveFineTune(L.Callback):
         trained = [report.round for report in self.reports if report.losses]
         if trained:
             newest = trained[-1]  # later rounds have changed nothing, and perhaps written no adapter
-            self._fetch_adapter(self._adapter(trainer, newest), state.get("folder"))
+            self._digest = state.get("adapter")
+            with processes.failing_together():
+                if not processes.number():
+                    fetch(self._adapter(trainer, newest), state.get("folder"), self._digest)
             data.vlm.load_adapter(self._adapter(trainer, newest), newest)
         for report in self.reports:
             self._agent.prior.measured(*report.measures)
         data.vlm.round = data.counters.rounds
-
-    @staticmethod
-    def _fetch_adapter(own: Path, folder: str | None) -> None:
-        """Copy an adapter to its place in this run's folder, if only that of the run that it was trained in has it."""
-        elsewhere = Path(folder) / own.name if folder is not None else own
-        if not own.is_dir() and not elsewhere.is_dir():
-            places = " and ".join(map(str, dict.fromkeys((own, elsewhere))))
-            raise ConfigError(f"The checkpoint's VLM was fine-tuned, but its adapter is missing ({places}).")
-        with processes.failing_together():
-            if not own.is_dir() and not processes.number():
-                with in_place_of(own) as part:
-                    shutil.copytree(elsewhere, part, dirs_exist_ok=True)
 
     def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:
         """Take this process's D_f from a checkpoint, or, if its processes or environments were others, its share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning as L
+from covr_lightning.callbacks.checkpoints import RunCheckpoint
 
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.stopping import stop_signals
@@ -42,8 +43,9 @@ class StopOnSignal(L.Callback):
             trainer.datamodule.step_is_open = False  # type: ignore[attr-defined]
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        stop_signals.uninstall()
+        """Give the signals back, unless the run is saved first: then `RunCheckpoint` does."""
+        if not any(isinstance(callback, RunCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            stop_signals.uninstall()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch import Tensor
 
-from covr_lightning.saving.files import write_atomically
+from covr_lightning.saving.files import or_warn, reason, write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class RunCSVLogger(CSVLogger):
@@ -27,6 +33,18 @@ class RunCSVLogger(CSVLogger):
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _ContinuedFile(log_dir=self.log_dir)
         return cast(_ContinuedFile, self._experiment)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
+        """Log; what cannot be written now is the next time, and a run goes on meanwhile."""
+        with or_warn(Path(self.log_dir)):
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rest, or warn."""
+        with or_warn(Path(self.log_dir)):
+            super().finalize(status)
 
     def rewind(self, step: int) -> None:
         """Drop the rows after a step: what a run did after the checkpoint that it is resumed from is done again.
@@ -92,7 +110,42 @@ def _as_csv(columns: list[str], rows: list[dict[str, Any]]) -> bytes:
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Lightning's TensorBoardLogger, which can take back what a run logged after the checkpoint it is resumed from."""
+    """Lightning's TensorBoardLogger, which can take back what a run logged after the checkpoint it is resumed from.
+
+    TensorBoard's writer never writes again once it could not. Then a run goes on without it, with a warning, and from
+    the next moment to save with a new writer, hence a new file.
+    """
+
+    _is_broken = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log, unless the writer has failed."""
+        if not self._is_broken:
+            self._or_break(lambda: super(RunTensorBoardLogger, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what was logged; with a new writer if the last one has failed."""
+        self._or_break(super().save)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rest."""
+        if not self._is_broken:
+            self._or_break(lambda: super(RunTensorBoardLogger, self).finalize(status))
+
+    def _or_break(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, ValueError) as error:  # Lightning makes the latter of whatever the writer raises
+            self._experiment = None
+            if not self._is_broken:
+                cause = error if isinstance(error, OSError) else error.__cause__ or error
+                log.warning("TensorBoard's log in %s could not be written (%s).", self.log_dir, reason(cause))
+            self._is_broken = True
+        else:
+            self._is_broken = False
 
     def rewind(self, step: int) -> None:
         """Hide the points after a step, by TensorBoard's own mark for a restart.

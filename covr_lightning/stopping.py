@@ -81,8 +81,8 @@ class StopSignals:
         from covr_lightning import processes  # imports PyTorch; the command line has settings to make before that
 
         if processes.count() == 1:
+            self._at_once = True  # first, so that no signal comes in between
             self.check()
-            self._at_once = True
 
     def end_at_once(self) -> None:
         """Leave it."""

@@ -139,6 +139,45 @@ def test_a_copied_checkpoint_finds_its_adapter(
     assert "was fine-tuned, but its adapter is missing" in capsys.readouterr().err
 
 
+def test_a_round_done_again_leaves_the_adapter_of_before_to_its_checkpoints(
+    untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints, adapter = tmp_path / "run" / "checkpoints", tmp_path / "run" / "rounds" / "round_002_adapter"
+    assert fit(tmp_path, untrained_vlm) == 0
+    before = (adapter / "adapter_model.safetensors").read_bytes()
+    shutil.copy(checkpoints / "last.ckpt", checkpoints / "kept.ckpt")
+    with pytest.MonkeyPatch.context() as monkeypatch:  # the first evaluation's checkpoint, of before round 2
+        SignalOnce(signal.SIGTERM, at_env_step(3200), ExperienceData._store).patch(
+            monkeypatch, ExperienceData, "_store"
+        )
+        assert fit(tmp_path / "other", untrained_vlm) == 143
+    early = tmp_path / "other" / "run" / "checkpoints" / "last.ckpt"
+    shutil.copy(early, checkpoints / "early.ckpt")
+    for part in (tmp_path / "other" / "run" / "replay").iterdir():
+        shutil.copy(part, tmp_path / "run" / "replay")
+    again = ["--ckpt_path", str(checkpoints / "early.ckpt")]
+    assert fit(tmp_path, untrained_vlm, *again) == 0  # the same again
+    assert [path.name for path in adapter.parent.glob("round_002_adapter*")] == ["round_002_adapter"]
+    assert fit(tmp_path, untrained_vlm, "--trainer.callbacks.settings.lr", "2e-3", *again) == 0
+    assert (adapter / "adapter_model.safetensors").read_bytes() != before
+    assert len([*adapter.parent.glob("round_002_adapter*")]) == 2
+    further = ["--data.max_env_steps", "6400", "--ckpt_path", str(checkpoints / "kept.ckpt")]
+    assert fit(tmp_path, untrained_vlm, *further) == 0
+    assert (adapter / "adapter_model.safetensors").read_bytes() == before
+    for path in adapter.parent.glob("round_002_adapter*"):
+        (path / "adapter_model.safetensors").write_bytes(b"another one")
+    assert fit(tmp_path, untrained_vlm, *further) == 2
+    assert "its adapter is missing, where another one is, (" in capsys.readouterr().err
+
+
+def test_after_the_last_round_no_row_is_kept_for_one(untrained_vlm: Path, tmp_path: Path) -> None:
+    given = {"class_path": "covr_lightning.finetune.GivenSchedule", "init_args": {"at_env_steps": [1200]}}
+    assert fit(tmp_path, untrained_vlm, "--trainer.callbacks.schedule", json.dumps(given)) == 0
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["callbacks"]["ProgressiveFineTune"]
+    assert [report["rows"] for report in state["reports"]] == [25]
+    assert state["buffers"] == [{"frames": 1, "finished": [], "open": {}}]
+
+
 def test_several_environments_are_resumed(untrained_vlm: Path, tmp_path: Path) -> None:
     # 150 agent steps of three environments, 120 environment steps at a time; fewer updates than agent steps, so that a
     # part of one is owed at the stop. Rounds at 1200 and 3600; episodes of one environment end every 3000 steps.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 
@@ -109,3 +110,49 @@ def test_a_csv_that_is_not_there_yet_can_be_rewound(tmp_path: Path) -> None:
     logger.save()
     with (tmp_path / "logs" / "v" / "metrics.csv").open(newline="") as file:
         assert [row["x"] for row in csv.DictReader(file)] == ["1.0"]
+
+
+def test_a_csv_that_cannot_be_written_warns_and_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = RunCSVLogger(tmp_path, name="logs", version="v", flush_logs_every_n_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("covr_lightning.run_log.write_atomically", no_space)
+        for step in range(4):
+            logger.log_metrics({"x": float(step)}, step=step)
+        logger.finalize("success")
+        with pytest.raises(OSError, match="No space"):
+            logger.save()  # a checkpoint is not complete without it
+    assert caplog.text.count("could not be written (No space left on device)") == 3
+    logger.finalize("success")
+    assert [row["x"] for row in read(tmp_path)] == ["0.0", "1.0", "2.0", "3.0"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_goes_on_after_a_write_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = RunTensorBoardLogger(tmp_path, name="logs", version="v", max_queue=1, flush_secs=1)
+    logger.log_metrics({"x": 1.0}, step=1)
+    logger.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "write", no_space)
+        for step in range(2, 9):
+            logger.log_metrics({"x": float(step)}, step=step)
+            time.sleep(0.1)
+        logger.save()  # a new writer fails, too
+        logger.log_metrics({"x": 9.0}, step=9)
+        logger.finalize("success")
+    assert caplog.text.count("could not be written (No space left on device)") == 1
+    logger.log_metrics({"x": 10.0}, step=10)  # only at a moment to save it is tried again
+    time.sleep(1.1)  # its files are read in the order of the second of their start
+    logger.save()
+    logger.log_metrics({"x": 11.0}, step=11)
+    logger.finalize("success")
+    shown = EventAccumulator(str(tmp_path / "logs" / "v"))
+    shown.Reload()
+    assert [event.step for event in shown.Scalars("x")] == [1, 11]
+
+
+def no_space(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -45,7 +45,7 @@ def write_atomically(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -72,6 +72,8 @@ def or_warn(path: Path) -> Iterator[None]:
 def in_place_of(path: Path) -> Iterator[Path]:
     """Where to write a file or a folder that is to appear at `path` complete or not at all; the parent is made.
 
+    As with :func:`write_atomically`, all is on the disk before it gets its name.
+
     Raises:
         OSError: It could not be written, or what safetensors raises then; nothing half written is left.
     """
@@ -80,9 +82,12 @@ def in_place_of(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         _open_to_readers(unfinished)
+        for written in [*unfinished.rglob("*"), unfinished]:
+            _sync(written)
         if path.is_dir():  # a file gives way by itself
             shutil.rmtree(path)
         unfinished.replace(path)
+        _sync(path.parent)
     except BaseException:
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -118,8 +123,9 @@ def reason(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, go to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

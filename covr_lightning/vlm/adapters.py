@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -216,6 +217,21 @@ def check_adapter(folder: Path) -> None:
     """
     if not (folder / SETTINGS_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise ConfigError(f"vlm.adapter is {str(folder)!r}, where no adapter is ({SETTINGS_FILE}, {WEIGHTS_FILE}).")
+
+
+def adapter_digest(folder: Path) -> str:
+    """SHA-256 of an adapter's files, in hexadecimal digits.
+
+    Raises:
+        ConfigError: There is no adapter.
+    """
+    check_adapter(folder)
+    digest = hashlib.sha256()
+    for name in (SETTINGS_FILE, WEIGHTS_FILE):
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _shape(weights: dict[str, torch.Tensor], name: str) -> torch.Size | None:

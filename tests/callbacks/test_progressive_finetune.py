@@ -87,7 +87,7 @@ def test_a_round_draws_from_the_seed_of_the_data_unless_it_has_one() -> None:
 def test_without_rounds_nothing_is_loaded_and_nothing_kept() -> None:
     callback, vlm, listeners = set_up(ProgressiveFineTune(schedule=NeverSchedule()))
     assert (callback.buffer, vlm.calls, listeners) == (None, [], 0)
-    assert callback.state_dict() == {"reports": [], "buffers": [None], "folder": None}
+    assert callback.state_dict() == {"reports": [], "buffers": [None], "folder": None, "adapter": None}
 
 
 def test_a_skilled_prior_needs_rows_that_are_held_out() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +305,68 @@ def test_a_run_that_something_else_ends_is_saved(
     assert env_steps_saved(tmp_path / "run" / "checkpoints" / "last.ckpt") == 1520
 
 
+def test_a_finished_run_that_goes_on_is_not_finished_any_more(
+    covr: Callable[..., int], tmp_path: Path, signal_at: Callable[[int, signal.Signals], Any]
+) -> None:
+    options, run = {"save_top_k": -1}, tmp_path / "run"
+    assert covr("fit", options) == 0
+    with signal_at(1480, signal.SIGTERM):
+        again = covr("fit", options, "--ckpt_path", str(run / "checkpoints" / "best-env1000.ckpt"))
+    assert again == 128 + signal.SIGTERM
+    assert env_steps_saved(run / "checkpoints" / "last.ckpt") == 1520
+    assert not (run / "summary.json").exists()
+    assert covr("fit", options, "--ckpt_path", "last") == 0
+    assert summary(run)["env_steps"] == env_steps_saved(run / "checkpoints" / "last.ckpt") == 2000
+
+
+def test_a_second_signal_does_not_keep_a_run_from_being_saved(
+    covr: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signal_at: Callable[[int, signal.Signals], Any],
+) -> None:
+    save, before = RunCheckpoint._save_last_checkpoint, signal.getsignal(signal.SIGUSR1)
+
+    def signalled(checkpoint: RunCheckpoint, *arguments: Any) -> None:
+        if checkpoint._saved_env_steps == 1000:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        save(checkpoint, *arguments)
+
+    monkeypatch.setattr(RunCheckpoint, "_save_last_checkpoint", signalled)
+    seen: list[int] = []
+    ignored = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))  # by default it would end us
+    try:
+        with signal_at(1480, signal.SIGUSR1):
+            assert covr("fit") == 128 + signal.SIGUSR1
+        assert env_steps_saved(tmp_path / "run" / "checkpoints" / "last.ckpt") == 1520
+        assert not seen
+        os.kill(os.getpid(), signal.SIGUSR1)  # the signals are given back
+        assert seen == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, ignored)
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.fixture
+def signal_at() -> Callable[[int, signal.Signals], Any]:
+    """A context in which this process gets a signal in the agent step that begins at an environment step."""
+
+    @contextmanager
+    def context(step: int, signum: signal.Signals) -> Iterator[None]:
+        store = ExperienceData._store
+
+        def signalled(data: ExperienceData, collected: Any) -> Any:
+            if data.counters.env_steps == step:
+                os.kill(os.getpid(), signum)
+            return store(data, collected)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ExperienceData, "_store", signalled)
+            yield
+
+    return context
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of eight megabytes."""
@@ -379,6 +445,32 @@ def test_a_disk_that_is_full_in_an_evaluation(
     assert [line.split(",")[0] for line in curves[0].splitlines()] == ["env_steps", "40"]  # the old one, whole
     assert [point["env_steps"] for point in summary(small_disk / "run")["curve"]] == [40, 1000, 2000]
     assert [line.split(",")[0] for line in during.read_text().splitlines()] == ["env_steps", "40", "1000", "2000"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_for_the_logs(
+    covr: Callable[..., int], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, filler = ExperienceData._store, small_disk / "filler"
+
+    def filling(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 1200:
+            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        if data.counters.env_steps == 1640:
+            filler.unlink()
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", filling)
+    loggers = [f"--trainer.logger+=covr_lightning.run_log.{kind}" for kind in ("RunCSVLogger", "RunTensorBoardLogger")]
+    where = [f"--trainer.logger.save_dir={small_disk / 'logs'}"]
+    csv_often, tensorboard_often = ["--trainer.logger.flush_logs_every_n_steps=1"], ["--trainer.logger.max_queue=1"]
+    often = ["--trainer.log_every_n_steps=1"]
+    arguments = [loggers[0], *where, *csv_often, loggers[1], *where, *tensorboard_often, *often]
+    assert covr("fit", None, *arguments, runs=small_disk) == 0
+    [path] = (small_disk / "logs").rglob("metrics.csv")
+    with path.open(newline="") as file:
+        updates = [int(row["step"]) for row in csv.DictReader(file) if row["train/critic_loss"]]
+    assert updates == [*range(800, 2001, 40)]  # one from the warm-up's last step on
 
 
 @pytest.mark.parametrize(

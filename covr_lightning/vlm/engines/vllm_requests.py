@@ -6,7 +6,6 @@ The names are those of vLLM 0.12 and later, whose `SamplingParams` and HTTP fiel
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.vlm.adapters import SETTINGS_FILE, WEIGHTS_FILE, LoRA, check_adapter, lora_modules
+from covr_lightning.vlm.adapters import WEIGHTS_FILE, LoRA, adapter_digest, check_adapter, lora_modules
 from covr_lightning.vlm.grammar import CLOSING, answer_regex, longest_answer, most_integer_digits
 from covr_lightning.vlm.picking import frame_seed
 
@@ -103,15 +102,9 @@ def adapter_name(folder: Path) -> str:
     Raises:
         ConfigError: There is no adapter.
     """
-    check_adapter(folder)
-    folder = folder.resolve()
-    digest = hashlib.sha256()
-    for name in (SETTINGS_FILE, WEIGHTS_FILE):
-        with (folder / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    folder, digest = folder.resolve(), adapter_digest(folder)
     run = folder.parent.parent.name if folder.parent.name == "rounds" else folder.parent.name
-    name = f"{run}-{folder.name.removesuffix('_adapter')}-{digest.hexdigest()[:12]}"
+    name = f"{run}-{folder.name.removesuffix('_adapter')}-{digest[:12]}"
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
 
