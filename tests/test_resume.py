@@ -22,6 +22,8 @@ from tensordict import TensorDictBase
 
 from covr_lightning.agent import SACModule
 from covr_lightning.data import ExperienceData, FrameStackStorage
+from covr_lightning.data.collection import OneCollector
+from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.saving.checkpoints import load_checkpoint
@@ -168,6 +170,26 @@ def test_a_round_done_again_leaves_the_adapter_of_before_to_its_checkpoints(
         (path / "adapter_model.safetensors").write_bytes(b"another one")
     assert fit(tmp_path, untrained_vlm, *further) == 2
     assert "its adapter is missing, where another one is, (" in capsys.readouterr().err
+
+
+def test_an_episode_that_is_cut_at_a_resume_holds_no_answer_any_longer(
+    untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmup = ("--data.warmup_actions", "vlm", "--data.label_every_agent_steps", "50", "--data.max_env_steps", "1000")
+    with monkeypatch.context() as stop:
+        SignalOnce(signal.SIGTERM, at_env_step(400), ExperienceData._store).patch(stop, ExperienceData, "_store")
+        assert fit(tmp_path, untrained_vlm, *warmup) == 143
+    act, held = ExplorationPolicy._warmup_action, []
+
+    def noted(policy: ExplorationPolicy, pixels: torch.Tensor) -> torch.Tensor:
+        held.append(policy._held is not None and not policy._held.isnan().any())
+        return act(policy, pixels)
+
+    monkeypatch.setattr(ExplorationPolicy, "_warmup_action", noted)
+    monkeypatch.setattr(OneCollector, "restore", lambda self, state: [False])
+    assert fit(tmp_path, untrained_vlm, *warmup, "--ckpt_path", "last") == 0
+    # Of the warm-up's 20 steps 11 were taken before; the collector asks once more, to see what it gets.
+    assert held == [False, False] + [True] * 8
 
 
 def test_after_the_last_round_no_row_is_kept_for_one(untrained_vlm: Path, tmp_path: Path) -> None:

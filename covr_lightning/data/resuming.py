@@ -159,6 +159,7 @@ class ResumingData(L.LightningDataModule):
         self.cut_envs = [env for env, goes_on in zip(self.env_numbers, continued, strict=True) if not goes_on]
         for env in self.cut_envs:
             self._experience.cut(env)
+            self.policy.end_episode(env - self.env_numbers.start)
         if self.cut_envs:
             cannot = self.env_factory if self.collection.resumes_exactly else self.collection
             log.warning(
