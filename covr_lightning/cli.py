@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import faulthandler
 import logging
@@ -99,6 +100,8 @@ def _config_error(error: BaseException | None) -> ConfigError | None:
     while error is not None and not isinstance(error, ConfigError):
         if type(error).__name__ == "MisconfigurationException":  # Lightning's, of a Trainer's settings
             return ConfigError(f"trainer: {' '.join(str(error).split())}")
+        if isinstance(error, PermissionError) and error.filename is not None:
+            return ConfigError(f"{error.filename}: {error.strerror}.")
         error = error.__cause__
     return error
 
@@ -172,14 +175,10 @@ def _export(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(EXPORT_USAGE)
         return 0
-    rest, folder = list(arguments), ""
-    for i, argument in enumerate(arguments):
-        if argument == "--out" and i + 1 < len(arguments):
-            folder = arguments[i + 1]
-            del rest[i : i + 2]
-        elif argument.startswith("--out="):
-            folder = argument.removeprefix("--out=")
-            del rest[i]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", default="", nargs="?")
+    given, rest = parser.parse_known_args(arguments)
+    folder = given.out
     if not folder:
         raise ConfigError("`covr export` needs --out, the folder to write policy.pt2 and policy.onnx to.")
     resolved, stems = resolve_arguments(["test", *rest])
@@ -219,12 +218,14 @@ def _train_embedded_vlm(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="covr train-embedded-vlm", description="Train the embedded VLM by its recipe.", exit_on_error=False
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; one written before is replaced")
+    parser.add_argument("--out", type=Path | None, help="folder to write; one written before is replaced")
     parser.add_argument("--seed", type=int, default=0)
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:
         raise ConfigError(f"`covr train-embedded-vlm`: {one_sentence(str(error), parser)}") from error
+    if parsed.out is None:
+        raise ConfigError("`covr train-embedded-vlm` needs --out, the folder to write the VLM to.")
     train_embedded_vlm(parsed.out, seed=parsed.seed)
     return 0
 

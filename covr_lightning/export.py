@@ -11,9 +11,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -98,24 +99,31 @@ def export_policy(agent: SACModule, folder: Path, seed: int = 0) -> list[Exporte
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = {name: {0: batch} for name in inputs}
 
-    program = torch.export.export(policy, example, dynamic_shapes=shapes)
-    pt2, onnx = (folder / name for name in POLICY_FILES)
-    torch.export.save(program, pt2)
-    loaded = torch.export.load(pt2).module()
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".export-") as part:  # what was there stays until all is checked
+            pt2, onnx = (Path(part, name) for name in POLICY_FILES)
+            torch.export.save(torch.export.export(policy, example, dynamic_shapes=shapes), pt2)
+            loaded = torch.export.load(pt2).module()
+            torch.onnx.export(
+                policy, example, str(onnx), dynamo=True, dynamic_shapes=shapes, input_names=[*inputs],
+                output_names=["action"], external_data=False, verbose=False,
+            )  # fmt: skip
+            session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
 
-    torch.onnx.export(
-        policy, example, str(onnx), dynamo=True, dynamic_shapes=shapes, input_names=[*inputs],
-        output_names=["action"], external_data=False, verbose=False,
-    )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+            def run_onnx(*values: Tensor) -> Tensor:
+                given = {name: value.numpy() for name, value in zip(inputs, values, strict=True)}
+                return torch.from_numpy(np.asarray(session.run(None, given)[0]))
 
-    def run_onnx(*values: Tensor) -> Tensor:
-        given = {name: value.numpy() for name, value in zip(inputs, values, strict=True)}
-        return torch.from_numpy(np.asarray(session.run(None, given)[0]))
-
-    with torch.no_grad():
-        wanted = policy(*inputs.values())
-        return [_checked(path, run, [*inputs.values()], wanted) for path, run in ((pt2, loaded), (onnx, run_onnx))]
+            with torch.no_grad():
+                wanted = policy(*inputs.values())
+                exported = [
+                    _checked(path, run, [*inputs.values()], wanted) for path, run in ((pt2, loaded), (onnx, run_onnx))
+                ]
+            return [replace(one, path=one.path.replace(folder / one.path.name)) for one in exported]
+    except OSError as error:
+        raise ConfigError(
+            f"The policy cannot be written to {folder} ({error.strerror}); give another --out."
+        ) from error
 
 
 def open_policy(file: Path, device: torch.device) -> tuple[Callable[[Tensor], object], tuple[int, ...]]:
@@ -173,7 +181,6 @@ def _checked(path: Path, run: Callable[..., Tensor], inputs: list[Tensor], wante
     one_by_one = torch.cat([run(*row) for row in rows])
     difference = max(float((run(*inputs) - wanted).abs().max()), float((one_by_one - wanted).abs().max()))
     if not difference <= TOLERANCE:
-        path.unlink()
         raise RuntimeError(f"{path.name} differs from the policy by {difference:.2g} in an action; it is not kept.")
     times = []
     for row in rows:

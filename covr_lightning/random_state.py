@@ -12,6 +12,9 @@ import torch
 
 log = logging.getLogger(__name__)
 
+#: Seeds are 0 to this: what the environments' generators take.
+LARGEST_SEED = 2**31 - 1
+
 
 def global_state() -> dict[str, Any]:
     """The states of PyTorch's (CPU and CUDA), NumPy's and Python's global random numbers."""

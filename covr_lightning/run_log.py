@@ -63,8 +63,14 @@ class _ContinuedFile(ExperimentWriter):
         self._path = Path(self.metrics_file_path)
         self._columns: list[str] = []  # of the file
         if self._path.is_file():
-            with self._path.open(newline="") as file:
-                self._columns = list(csv.DictReader(file).fieldnames or [])
+            try:
+                with self._path.open(newline="") as file:
+                    self._columns = list(csv.DictReader(file).fieldnames or [])
+                    file.read()
+            except (ValueError, csv.Error):
+                aside = self._path.with_name(f"{self._path.name}.damaged")
+                self._path.replace(aside)
+                log.warning("%s cannot be read; it is now %s, and a new one begins.", self._path, aside.name)
         self.metrics_keys = list(self._columns)
 
     def save(self) -> None:

@@ -260,7 +260,7 @@ class CovrCLI(ParsingCLI):
         folder = Path(self.trainer.default_root_dir)
         if self._get(self.config_init, "ckpt_path") != str(folder / "checkpoints" / "last.ckpt"):
             return False
-        steps, length = env_steps_of(folder / "summary.json"), self.datamodule.max_env_steps
+        steps, length = env_steps_of(folder / "summary.json", self.datamodule.spec.task), self.datamodule.max_env_steps
         if steps >= length:
             print(f"covr: {folder} is finished: it has {steps:.0f} of {length} environment steps (data.max_env_steps).")
         return steps >= length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -77,6 +78,10 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ),
         ([*QUICK, "--trainer.default_root_dir", "x"], ["trainer.default_root_dir is 'x'", "runs_dir"]),
         ([*QUICK, "--data.seed", "-1"], ["data.seed is -1", "0 to 2147483647"]),
+        (
+            [*QUICK, "--model.seed", "9999999999999999999999"],
+            ["model.seed is 9999999999999999999999", "0 to 2147483647"],
+        ),
         ([*QUICK, "--model.strides", "[2,-1]"], ["model.strides is [2, -1]", "at least 1"]),
         ([*QUICK, "--model.prior.after_rounds", "-3"], ["model.prior.after_rounds is -3", "0 or more"]),
         ([*QUICK, "--vlm.lora.rank", "0"], ["vlm.lora.rank is 0", "at least 1"]),
@@ -217,6 +222,23 @@ def test_doctor_reads_where_carla_is(monkeypatch: pytest.MonkeyPatch, port: str,
     monkeypatch.setenv("CARLA_HOST", "")
     monkeypatch.setenv("CARLA_PORT", port)
     assert says in doctor._carla_server().detail
+
+
+def test_the_recipe_asks_for_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, ["train-embedded-vlm"])
+    assert sentence == "covr: `covr train-embedded-vlm` needs --out, the folder to write the VLM to."
+
+
+def test_what_may_not_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def read_text(path: Path, *how: object, **more: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {}")
+    monkeypatch.setattr(Path, "read_text", read_text)  # as for another user's; tests may run as root, who may read it
+    assert refused(capsys, ["fit", "--config", str(path)]) == f"covr: {path}: Permission denied."
 
 
 def test_a_class_whose_package_is_missing(

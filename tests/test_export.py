@@ -13,6 +13,7 @@ from covr_lightning.agent import NoAugmentation, RandomCrop, RandomTranslate, Re
 from covr_lightning.agent.augmentations import Augmentation
 from covr_lightning.cli import main
 from covr_lightning.envs import EnvSpec, Road
+from covr_lightning.errors import ConfigError
 from covr_lightning.export import export_policy, open_policy
 
 pytest.importorskip("onnxruntime", reason='needs pip install "covr_lightning[export]"')
@@ -93,3 +94,32 @@ def test_covr_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--ckpt_path" in capsys.readouterr().err
     assert main(["export", *command, "--ckpt_path", str(tmp_path / "none.ckpt"), "--out", str(tmp_path)]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_what_was_exported_before_stays_until_the_new_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = SACModule(EnvSpec("x", 30, 30, 3, 2, 4, 100), filters=4, hidden=16, latent=8)
+    for name in ("policy.pt2", "policy.onnx"):
+        (tmp_path / name).write_bytes(b"before")
+    with monkeypatch.context() as patch:
+        patch.setattr("covr_lightning.export.TOLERANCE", -1.0)
+        with pytest.raises(RuntimeError, match=r"policy\.pt2 differs"):
+            export_policy(agent, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "policy.pt2": b"before", "policy.onnx": b"before",
+    }  # fmt: skip
+    assert [file.path for file in export_policy(agent, tmp_path)] == [tmp_path / "policy.pt2", tmp_path / "policy.onnx"]
+    assert all(path.read_bytes() != b"before" for path in tmp_path.iterdir())
+    (tmp_path / "policy.onnx").unlink()
+    (tmp_path / "policy.onnx").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be written to .* \(Is a directory\); give another --out"):
+        export_policy(agent, tmp_path)
+
+
+def test_the_folder_to_export_to_may_be_named_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--out"], ["--config", "quickstart.yaml"], ["--out="]):
+        assert main(["export", *arguments]) == 2
+        assert "`covr export` needs --out" in capsys.readouterr().err
+    assert main(["export", "--out", "a", "--out=b"]) == 2
+    assert "`covr export` needs --config" in capsys.readouterr().err

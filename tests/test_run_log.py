@@ -103,6 +103,19 @@ def test_a_write_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [row["x"] for row in read(tmp_path)] == ["1.0", "22.0"]
 
 
+def test_a_csv_that_cannot_be_read_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "logs" / "v" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"step,x\n1,\xff\xfe\n")
+    logger = RunCSVLogger(tmp_path, name="logs", version="v")
+    logger.rewind(5)
+    logger.log_metrics({"x": 1.0}, step=2)
+    logger.save()
+    assert [(row["step"], row["x"]) for row in read(tmp_path)] == [("2", "1.0")]
+    assert path.with_name("metrics.csv.damaged").read_bytes() == b"step,x\n1,\xff\xfe\n"
+    assert "cannot be read; it is now metrics.csv.damaged" in caplog.text
+
+
 def test_a_csv_that_is_not_there_yet_can_be_rewound(tmp_path: Path) -> None:
     logger = RunCSVLogger(tmp_path, name="logs", version="v")
     logger.rewind(5)

@@ -11,6 +11,7 @@ from torch import nn
 from covr_lightning import processes
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import LARGEST_SEED
 
 #: Goes up when the networks' weights come to mean something else: 2 since features are flattened as (H′, W′, filter).
 NETWORKS = 2
@@ -31,6 +32,8 @@ def check_sizes(arguments: dict[str, Any]) -> None:
     for name in ("filters", "latent", "hidden", "actor_every_grad_steps", "target_every_grad_steps"):
         if arguments[name] < 1:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must be at least 1.")
+    if not 0 <= arguments["seed"] <= LARGEST_SEED:
+        raise ConfigError(f"model.seed is {arguments['seed']}; it can be 0 to {LARGEST_SEED}.")
     for name in ("gamma", "critic_tau", "encoder_tau"):
         if not 0 <= arguments[name] <= 1:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must lie in 0 to 1.")

@@ -9,6 +9,7 @@ from typing import Any
 from covr_lightning.agent.priors import Prior
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import LARGEST_SEED
 from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:
     for name in _AT_LEAST_ONE:
         if arguments[name] < 1:
             raise ConfigError(f"data.{name} is {arguments[name]}; it must be at least 1.")
-    if not 0 <= arguments["seed"] < 2**31:
-        raise ConfigError(f"data.seed is {arguments['seed']}; it can be 0 to {2**31 - 1}.")
+    if not 0 <= arguments["seed"] <= LARGEST_SEED:
+        raise ConfigError(f"data.seed is {arguments['seed']}; it can be 0 to {LARGEST_SEED}.")
     batch_size, warmup, capacity = (arguments[n] for n in ("batch_size", "warmup_agent_steps", "replay_capacity"))
     if batch_size > warmup:
         raise ConfigError(

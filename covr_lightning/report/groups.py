@@ -147,11 +147,17 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group runs whose configurations differ in nothing but the seed, in the order given."""
-    groups: dict[str, list[Run]] = {}
+    """Group runs whose configurations differ in nothing but the seed, in the order given.
+
+    Of two runs with one seed the second is no further seed; it is in a group of its own.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         settings = {key: value for key, value in result_settings(run.configuration).items() if key not in SEEDS}
-        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+        same, n = json.dumps(settings, sort_keys=True, default=str), 0
+        while any(other.seed == run.seed for other in groups.get((same, n), [])):
+            n += 1
+        groups.setdefault((same, n), []).append(run)
     named: list[Group] = []
     for members in groups.values():
         members.sort(key=lambda run: run.seed)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from covr_lightning.errors import ConfigError
 from covr_lightning.saving.lock import LOCK_FILE
 from covr_lightning.sweep.differences import Configuration, read_configuration
+from covr_lightning.sweep.runs import env_steps_of
 
 State = Literal["finished", "running", "stopped"]
 Columns = dict[str, np.ndarray]
@@ -149,12 +150,18 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         )  # fmt: skip
         if not inside:
             raise ConfigError(f"{path} holds no run (a run's folder has a config.yaml, from its first moment on).")
-        found += [run for run in inside if run not in found]
-    return found
+        found += inside
+    once: dict[Path, Path] = {}
+    for run in found:
+        once.setdefault(run.resolve(), run)
+    return list(once.values())
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
+    try:
+        return (folder / "config.yaml").is_file()
+    except PermissionError:
+        return False
 
 
 def read_run(folder: Path) -> Run:
@@ -177,8 +184,7 @@ def read_run(folder: Path) -> Run:
         if columns:
             run.vlm[int(path.name.split("_")[1])] = VLMAlone(columns, {k: float(v) for k, v in metadata.items()})
     run.profile = _json(folder / "profile.json")
-    summary = _json(folder / "summary.json") or {}
-    if summary and summary.get("env_steps", 0) >= run.length:
+    if env_steps_of(folder / "summary.json") >= run.length:
         run.state = "finished"
     elif _is_held(folder / LOCK_FILE):
         run.state = "running"
@@ -188,9 +194,9 @@ def read_run(folder: Path) -> Run:
 def _numbers(path: Path) -> list[dict[str, float]]:
     """Rows of a CSV, without what is no number: empty cells, and a line that is not whole yet."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = list(csv.DictReader(file))
-    except OSError:
+    except (OSError, csv.Error):
         return []
     return [{name: value for name, text in row.items() if (value := _number(text)) is not None} for row in rows]
 

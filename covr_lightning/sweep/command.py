@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from covr_lightning.config_files import bundled_configs, resolve, resolve_folder, yamls_in
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import LARGEST_SEED
 from covr_lightning.secrets import masked
 from covr_lightning.sweep.configuration import configuration
 from covr_lightning.sweep.differences import with_seed
@@ -66,7 +67,10 @@ def sweep(arguments: list[str]) -> int:
     options, overrides = _parser().parse_args(arguments[:cut]), arguments[cut + 1 :]
     _check(options.seeds, options.jobs, overrides)
     configs, name = _members(options.configs)
-    folder = options.runs_dir / (options.name or name)
+    name = options.name or name
+    if Path(name).name != name:
+        raise ConfigError(f"--name is {name!r}; it must be the name of one folder in {options.runs_dir} (--runs_dir).")
+    folder = options.runs_dir / name
     runs = _plan(configs, options.seeds, folder, overrides)
     states = [run.state() for run in runs]  # before anything runs: another configuration, a wrong key
     if options.dry_run:
@@ -81,8 +85,10 @@ def sweep(arguments: list[str]) -> int:
 def _check(seeds: Sequence[int], jobs: int, overrides: Sequence[str]) -> None:
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; it must be at least 1.")
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"--seeds is {' '.join(map(str, seeds))}; they must be different and 0 or more.")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise ConfigError(
+            f"--seeds is {' '.join(map(str, seeds))}; they must be different and between 0 and {LARGEST_SEED}."
+        )
     for argument in overrides:
         flag = argument.split("=")[0].replace(".init_args", "")
         if flag in _OWN:
@@ -137,8 +143,11 @@ def _report(runs: Sequence[SweepRun], processes: Processes, folder: Path, comman
     if any(row.seeds for row in rows):
         print_table(rows, folder.name)
         missing = [f"{run} failed: {o.why}" if o.why else f"{run} is not finished" for run, o in ended if not _done(o)]
-        for path in write_table(rows, folder, command, missing):
-            print(f"{path.name:>10}: {path}")
+        try:
+            for path in write_table(rows, folder, command, missing):
+                print(f"{path.name:>10}: {path}")
+        except OSError as error:
+            raise ConfigError(f"The table cannot be written to {folder} ({error.strerror}).") from error
     for line in failed:
         print(f"failed: {line}")
     if processes.stopped_by is not None:

@@ -27,9 +27,10 @@ SEEDS = ("seed_everything", "data.seed", "model.seed")
 def read_configuration(path: Path) -> Configuration:
     """A run's ``config.yaml``; empty if it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError):
+        configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
+    return configuration if isinstance(configuration, dict) else {}
 
 
 def with_seed(config: Configuration, seed: int) -> Configuration:

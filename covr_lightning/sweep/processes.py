@@ -75,40 +75,54 @@ class Processes:
 
     def run(self) -> None:
         """Run all; returns when every run has ended or the sweep was stopped."""
-        waiting, told = list(range(len(self.runs))), set()
         with self._listening():
-            while self._running or (waiting and self.stopped_by is None):
-                for n in list(waiting):
-                    if len(self._running) >= self.jobs or self.stopped_by is not None:
-                        break
+            try:
+                self._run()
+            except BaseException:
+                for process, _, _ in self._running.values():
+                    process.terminate()  # nobody would wait for them or note how they end
+                raise
+
+    def _run(self) -> None:
+        waiting, told = list(range(len(self.runs))), set[int]()
+        while self._running or (waiting and self.stopped_by is None):
+            for n in list(waiting):
+                if len(self._running) >= self.jobs or self.stopped_by is not None:
+                    break
+                try:
                     lock = self.runs[n].lock()
-                    if lock is not None:
-                        waiting.remove(n)
-                        self._begin(n, lock)
-                    elif n not in told:
-                        told.add(n)
-                        self._say(n, "is still being written by a process that an earlier sweep started; this waits.")
-                time.sleep(_POLL_SECONDS)
-                self._tell_signals()
-                for n, (process, _, _) in list(self._running.items()):
-                    if process.poll() is not None:
-                        self._end(n)
+                except ConfigError as error:
+                    waiting.remove(n)
+                    self._fail(n, str(error))
+                    continue
+                if lock is not None:
+                    waiting.remove(n)
+                    self._begin(n, lock)
+                elif n not in told:
+                    told.add(n)
+                    self._say(n, "is still being written by a process that an earlier sweep started; this waits.")
+            time.sleep(_POLL_SECONDS)
+            self._tell_signals()
+            for n, (process, _, _) in list(self._running.items()):
+                if process.poll() is not None:
+                    self._end(n)
 
     def _begin(self, n: int, lock: BinaryIO) -> None:
         """Start the run or go on with it, unless it is finished."""
         run = self.runs[n]
         try:
             state = run.state()
+            if state == "finished":
+                run.curve()
+                lock.close()
+                self.outcomes[n] = Outcome("skipped")
+                self._say(n, "is finished already.")
+                return
+            aside = run.set_aside() if state == "new" else None
         except ConfigError as error:
             lock.close()
             self._fail(n, str(error))
             return
-        if state == "finished":
-            lock.close()
-            self.outcomes[n] = Outcome("skipped")
-            self._say(n, "is finished already.")
-            return
-        aside = run.set_aside() if state == "new" else None
         if aside is not None:
             self._say(n, f"had no checkpoint to go on from; what there was is in {aside}.")
         arguments = run.arguments(state)
@@ -129,15 +143,15 @@ class Processes:
         run, status = self.runs[n], process.returncode
         if status == 0:
             try:
-                done = run.state() == "finished"
+                last = run.curve()[-1] if run.state() == "finished" else None
             except ConfigError as error:
                 self._fail(n, str(error))
                 return
-            if not done:
+            if last is None:
                 self._fail(n, f"exit status 0, but it left no summary of a whole run in {run.folder}")
                 return
             self.outcomes[n] = Outcome("finished")
-            self._say(n, f"finished after {time.monotonic() - start:.0f} s; return {run.curve()[-1]['return']:.1f}.")
+            self._say(n, f"finished after {time.monotonic() - start:.0f} s; return {last['return']:.1f}.")
         elif self.stopped_by is not None:
             self.outcomes[n] = Outcome("stopped")
             self._say(n, "stopped.")

@@ -109,23 +109,46 @@ class SweepRun:
 
         Returns:
             Where it is now; None if there was nothing.
+
+        Raises:
+            ConfigError: It cannot be moved.
         """
         if not self.folder.exists():
             return None
         aside = self.folder.with_name(f"{self.folder.name}.cut")
         shutil.rmtree(aside, ignore_errors=True)
-        self.folder.rename(aside)
+        try:
+            self.folder.rename(aside)
+        except OSError as error:
+            raise ConfigError(f"{self.folder} cannot be moved to {aside.name} ({error.strerror}).") from error
         return aside
 
     def curve(self) -> list[dict[str, float]]:
-        """The run's evaluations, as in its ``curve.csv``."""
-        with (self.folder / "curve.csv").open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        """The run's evaluations, as in its ``curve.csv``.
+
+        Raises:
+            ConfigError: The file is missing, or has a line that is not whole, or none.
+        """
+        path = self.folder / "curve.csv"
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); remove {self.folder} to run it again.") from error
+        if not rows:
+            raise ConfigError(f"{path} has no evaluation in it; remove {self.folder} to run it again.")
+        return rows
 
 
-def env_steps_of(summary: Path) -> float:
-    """Environment steps of a run by its ``summary.json``; −∞ if there is none that can be read."""
+def env_steps_of(summary: Path, task: str | None = None) -> float:
+    """Environment steps of a run by its ``summary.json``; −∞ if there is none that can be read.
+
+    Args:
+        summary: The file.
+        task: The run's task; −∞ if it is another one's.
+    """
     try:
-        return float(json.loads(summary.read_text(encoding="utf-8"))["env_steps"])
+        figures = json.loads(summary.read_text(encoding="utf-8"))
+        return float(figures["env_steps"]) if task is None or task == figures["task"] else -math.inf
     except (OSError, ValueError, KeyError, TypeError):
         return -math.inf

@@ -185,11 +185,17 @@ def load_lora(model: Any, folder: Path, lora: LoRA) -> None:
     from safetensors.torch import load_file
 
     check_adapter(folder)
-    trained = json.loads((folder / SETTINGS_FILE).read_text())
-    if (trained["r"], trained["lora_alpha"]) != (lora.rank, lora.alpha):
+    try:
+        trained = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        rank, alpha = trained["r"], trained["lora_alpha"]
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"The adapter {str(folder)!r} (YAML key vlm.adapter) has rank {trained['r']} and α "
-            f"{trained['lora_alpha']}, but vlm.lora has {lora.rank} and {lora.alpha}."
+            f"{SETTINGS_FILE} of the adapter {str(folder)!r} (YAML key vlm.adapter) is damaged or cut off ({error})."
+        ) from error
+    if (rank, alpha) != (lora.rank, lora.alpha):
+        raise ConfigError(
+            f"The adapter {str(folder)!r} (YAML key vlm.adapter) has rank {rank} and α {alpha}, but vlm.lora has "
+            f"{lora.rank} and {lora.alpha}."
         )
     try:
         weights = load_file(folder / WEIGHTS_FILE)

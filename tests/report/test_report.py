@@ -194,6 +194,35 @@ def test_seeds_of_one_configuration_are_one_curve(run: Path, tmp_path: Path) -> 
     assert both[7] == f"{float(first[7]) + 5:.1f} ± 7.1"  # seed 2's area is 10 larger
 
 
+def test_a_run_counts_once_and_a_seed_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = with_seed(run, tmp_path / "mine", 1, 0.0)
+    (tmp_path / "link").symlink_to(first)
+    monkeypatch.chdir(tmp_path)
+    assert find_runs([Path("link"), first, Path("mine")]) == [Path("link")]
+    with_seed(run, tmp_path / "mine-2", 1, 10.0)
+    with_seed(run, tmp_path / "mine-3", 2, 20.0)
+    groups = group_runs(
+        [read_run(folder) for folder in find_runs([Path(name) for name in ("mine", "mine-2", "mine-3")])]
+    )
+    assert [(group.name, [one.folder.name for one in group.runs]) for group in groups] == [
+        ("mine", ["mine", "mine-3"]), ("mine-2", ["mine-2"]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"- a\n- b\n", b"text"])
+def test_files_that_cannot_be_read(run: Path, tmp_path: Path, damage: bytes) -> None:
+    copied = with_seed(run, tmp_path / "mine", 1, 0.0)
+    for name in ("curve.csv", "logs/csv/metrics.csv", "summary.json", "profile.json"):
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_bytes(damage)
+    damaged = read_run(copied)
+    assert (damaged.curve, damaged.profile, damaged.state) == ([], None, "stopped")
+    (copied / "config.yaml").write_bytes(damage)
+    assert read_run(copied).configuration == {}
+    (copied / "summary.json").write_text('{"env_steps": null}')
+    assert read_run(copied).state == "stopped"
+
+
 def test_seeds_that_were_named_one_by_one_have_one_name(run: Path, tmp_path: Path) -> None:
     for names, together in (
         (["rad_s9", "rad_s10"], "rad"), (["b", "b-2"], "b"), (["apple", "pear"], "apple, pear"), (["1", "2"], "1, 2")

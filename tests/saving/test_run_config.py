@@ -46,6 +46,13 @@ def test_a_finished_run_and_one_that_goes_on_otherwise(runs: Path, capsys: pytes
     assert sentence in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
+    summary = run / "summary.json"
+    of_point = summary.read_text()
+    summary.write_text(of_point.replace("point-reach", "cartpole-swingup"))
+    assert main([*POINT, *shorter]) == 2  # it looks further than whether that run is over
+    assert "data.max_env_steps is 200, but the checkpoint's run has 300 already" in capsys.readouterr().err
+    summary.write_text(of_point)
+
     assert main([*POINT, "--ckpt_path", "last", "--data.max_env_steps", "400", "--model.gamma", "0.5"]) == 0
     printed = capsys.readouterr()
     (told,) = (line for line in printed.err.splitlines() if "goes on with another configuration" in line)

@@ -71,6 +71,38 @@ def hang_up_is_not_ignored() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+def test_what_cannot_be_written_or_read_fails_alone(tmp_path: Path) -> None:
+    planned = runs(tmp_path, "ok", seeds=(1, 2, 3, 4, 5))
+    (tmp_path / "ok").mkdir()
+    planned[0].log.mkdir()
+    processes, _ = run(planned)
+    assert kinds(processes) == ["failed", *["finished"] * 4]
+    assert processes.outcomes[0].why.endswith("cannot be written (Is a directory); give another --runs_dir.")
+    planned[0].log.rmdir()
+    curves = [one.folder / "curve.csv" for one in planned]
+    curves[1].write_text("")
+    curves[2].write_text("env_steps,return,return_std\n4,30.00,1.00\n100")
+    curves[3].unlink()
+    processes, _ = run(planned)
+    assert kinds(processes) == ["finished", "failed", "failed", "failed", "skipped"]
+    assert "curve.csv has no evaluation in it; remove" in processes.outcomes[1].why
+    assert all("curve.csv cannot be read" in processes.outcomes[n].why for n in (2, 3))
+
+
+def test_a_sweep_that_fails_itself_ends_its_runs(tmp_path: Path) -> None:
+    planned = runs(tmp_path, "waits", "ok")
+
+    def lock() -> None:
+        if planned[0].last_checkpoint.exists():  # it listens from before that on
+            raise OSError("anything")
+
+    planned[1].lock = lock  # type: ignore[method-assign]
+    processes = Processes(planned, 2, lambda line: None, STAND_IN)
+    with pytest.raises(OSError, match="anything"):
+        processes.run()
+    soon(lambda: "saved after signal 15" in planned[0].log.read_text())
+
+
 @pytest.mark.parametrize(
     ("signum", "told"),
     [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)],

@@ -83,6 +83,8 @@ def test_a_list_and_a_shipped_folder(folder: Path, capsys: pytest.CaptureFixture
         (["ablatoins"], ["'ablatoins'", "did you mean ablations"]),
         (["pair", "--jobs", "0"], ["--jobs is 0", "at least 1"]),
         (["pair", "--seeds", "1", "1"], ["--seeds is 1 1", "different"]),
+        (["pair", "--seeds", "1", "99999999999"], ["--seeds is 1 99999999999", "between 0 and 2147483647"]),
+        (["pair", "--name", "../y"], ["--name is '../y'", "the name of one folder"]),
         (["pair", "--sedes", "1"], ["--sedes", "covr sweep --help"]),
         (["pair", "--", "--data.init_args.seed=4"], ["--data.seed", "--seeds"]),
         (["pair", "--", "--name", "x"], ["--name", "every run the same"]),

@@ -226,8 +226,12 @@ def test_what_is_no_fitting_adapter(hub_folder: Folders, tmp_path: Path) -> None
             vlm.load_adapter(folder, 1)
     file = tmp_path / "a" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ConfigError, match="is damaged or cut off"):
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors .* is damaged or cut off"):
         loaded(hub_folder("qwen2_5_vl")).load_adapter(tmp_path / "a", 1)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "a" / "adapter_config.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"adapter_config\.json .* is damaged or cut off"):
+            loaded(hub_folder("qwen2_5_vl")).load_adapter(tmp_path / "a", 1)
 
 
 def test_the_embedded_vlm_merges_and_opens(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from covr_lightning.errors import ConfigError
 
@@ -34,11 +35,11 @@ class RoadShape:
 
     lanes: int
     lane_width: float
-    segments: Sequence[Sequence[float]]
+    segments: Sequence[tuple[float, float]]
     opposite_lanes: int = 0
     shoulder: float = 0.5
     sidewalk: float = 0.0
-    surroundings: str = "country"
+    surroundings: Literal["country", "town"] = "country"
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,18 @@ def load_scenario(name: str) -> Scenario:
 
 
 def _check(scenario: Scenario, path: Path) -> None:
-    road, traffic, rules = scenario.road, scenario.traffic, scenario.rules
+    road, traffic, rules, camera = scenario.road, scenario.traffic, scenario.rules, scenario.camera
+    if not scenario.ego.lanes:
+        raise ConfigError(f"The scenario {path} has ego.lanes: []; it must name a lane to start in.")
+    if not 0 < camera.fov < 180:
+        raise ConfigError(f"The scenario {path} has camera.fov: {camera.fov:g}; it must lie between 0 and 180 degrees.")
+    numbers = {"road.lane_width": road.lane_width, "tick_seconds": scenario.tick_seconds}
+    for key, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ConfigError(f"The scenario {path} has {key}: {number:g}; it must be above 0, and a number.")
+    for name in ("opposite_lanes", "shoulder", "sidewalk"):
+        if not 0 <= (number := getattr(road, name)) < math.inf:
+            raise ConfigError(f"The scenario {path} has road.{name}: {number:g}; it must be 0 or more.")
     wrong = sorted({*scenario.ego.lanes, *traffic.lanes} - set(range(1, road.lanes + 1)))
     if wrong:
         raise ConfigError(f"The scenario {path} names lane {wrong[0]}, but its road has lanes 1 to {road.lanes}.")
@@ -294,10 +306,8 @@ def _check(scenario: Scenario, path: Path) -> None:
             raise ConfigError(f"The scenario {path} has {key}: [{low:g}, {high:g}]; it must be a range from 0 or more.")
     least = {
         "rules.max_env_steps": rules.max_env_steps, "rules.colliding_env_steps": rules.colliding_env_steps,
-        "rules.stuck_check_env_steps": rules.stuck_check_env_steps, "camera.size": scenario.camera.size,
+        "rules.stuck_check_env_steps": rules.stuck_check_env_steps, "camera.size": camera.size,
     }  # fmt: skip
     for key, value in least.items():
         if value < 1:
             raise ConfigError(f"The scenario {path} has {key}: {value}; it must be at least 1.")
-    if scenario.tick_seconds <= 0:
-        raise ConfigError(f"The scenario {path} has tick_seconds: {scenario.tick_seconds:g}; it must be above 0.")
