@@ -17,6 +17,7 @@ from tensordict import TensorDictBase
 
 from covr_lightning import processes
 from covr_lightning.agent.acting import Spread
+from covr_lightning.agent.priors import Prior
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
@@ -135,13 +136,7 @@ class ProgressiveFineTune(L.Callback):
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, SACModule), "this callback serves a SACModule"
         rounds = self.schedule.rounds(data.max_env_steps)
-        if pl_module.prior.needs_measure and not (rounds and self.settings.held_out):
-            why = (
-                "settings.held_out of ProgressiveFineTune is 0; it must be above 0" if rounds else
-                f"no round is due within data.max_env_steps = {data.max_env_steps} (schedule of ProgressiveFineTune)"
-            )  # fmt: skip
-            name = type(pl_module.prior).__name__
-            raise ConfigError(f"{name} (model.prior) goes by the VLM's error on held-out rows, but {why}.")
+        self._check_prior(pl_module.prior, rounds, data.max_env_steps)
         if self.schedule.round_at(0) is None:
             return
         if data.vlm is None:
@@ -159,6 +154,19 @@ class ProgressiveFineTune(L.Callback):
         self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
         self._agent, self._data = pl_module, data
+
+    def _check_prior(self, prior: Prior, rounds: list[int], max_env_steps: int) -> None:
+        needed = {
+            "the VLM's error on held-out rows": (prior.needs_measure, "settings.held_out", self.settings.held_out),
+            "what the VLM returns alone": (prior.needs_vlm_return, "vlm_episodes", self.vlm_episodes),
+        }
+        for goes_by, (needs, key, value) in needed.items():
+            if needs and not (rounds and value):
+                why = (
+                    f"{key} of ProgressiveFineTune is 0; it must be above 0" if rounds else
+                    f"no round is due within data.max_env_steps = {max_env_steps} (schedule of ProgressiveFineTune)"
+                )  # fmt: skip
+                raise ConfigError(f"{type(prior).__name__} (model.prior) goes by {goes_by}, but {why}.")
 
     def _add(self, env: int, transition: TensorDictBase | None) -> None:
         assert self.buffer is not None, "setup made it"
@@ -238,8 +246,13 @@ class ProgressiveFineTune(L.Callback):
             self.buffer.cut_episodes()
         self.buffer.clear()
         self.reports.append(report)
-        pl_module.prior.measured(*report.measures)
+        self._tell_prior(report)
         data.step_is_open = False
+
+    def _tell_prior(self, report: RoundReport) -> None:
+        self._agent.prior.measured(*report.measures)
+        if math.isfinite(report.vlm_return):
+            self._agent.prior.vlm_acted(report.vlm_return)
 
     def _vlm_alone(self, trainer: L.Trainer, data: ExperienceData, round_: int) -> float:
         """Have the VLM play alone and write it down.
@@ -353,7 +366,7 @@ class ProgressiveFineTune(L.Callback):
                     fetch(self._adapter(trainer, newest), state.get("folder"), self._digest)
             data.vlm.load_adapter(self._adapter(trainer, newest), newest)
         for report in self.reports:
-            self._agent.prior.measured(*report.measures)
+            self._tell_prior(report)
         data.vlm.round = data.counters.rounds
 
     def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:

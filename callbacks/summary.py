@@ -31,9 +31,11 @@ class RunSummary(L.Callback):
         self.curve: list[CurvePoint] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take back what a resumed run had logged after its checkpoint, and that it was finished, if it was before."""
+        """Take back what a resumed run had logged after its checkpoint, or that it was finished; tell its prior."""
         if not processes.number():
             (Path(trainer.default_root_dir) / "summary.json").unlink(missing_ok=True)
+        if self.curve:
+            pl_module.prior.evaluated(self.curve[-1]["return"])  # type: ignore[operator, union-attr]
         steps = trainer.datamodule.counters.env_steps  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if steps and not processes.number() and isinstance(logger, RunCSVLogger | RunTensorBoardLogger):

@@ -15,7 +15,15 @@ from covr_lightning.agent.curl import CURL
 from covr_lightning.agent.deepmdp import DeepMDP
 from covr_lightning.agent.encoders import ConvTrunk, Encoder, Flare, ResActEncoder
 from covr_lightning.agent.objectives import Objective
-from covr_lightning.agent.priors import AnnealedPrior, ConstantPrior, DelayedPrior, NoPrior, Prior, SkilledPrior
+from covr_lightning.agent.priors import (
+    AheadPrior,
+    AnnealedPrior,
+    ConstantPrior,
+    DelayedPrior,
+    NoPrior,
+    Prior,
+    SkilledPrior,
+)
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.agent.spr import SPR
 from covr_lightning.agent.views import BatchViews, DrQViews, OneView, SVEAViews, Views
@@ -23,6 +31,7 @@ from covr_lightning.agent.views import BatchViews, DrQViews, OneView, SVEAViews,
 __all__ = [
     "CURL",
     "SPR",
+    "AheadPrior",
     "AnnealedPrior",
     "Augmentation",
     "BatchViews",

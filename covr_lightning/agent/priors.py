@@ -52,10 +52,12 @@ class Prior(ABC):
     Attributes:
         uses_vlm: Whether a VLM is needed at all.
         needs_measure: Whether it must be told by :meth:`measured` how good the VLM is.
+        needs_vlm_return: Whether it must be told by :meth:`vlm_acted` what the VLM returns.
     """
 
     uses_vlm: bool = True
     needs_measure: bool = False
+    needs_vlm_return: bool = False
 
     def __init__(self, action: Action = "sample", mean_over: MeanOver = "labelled") -> None:
         for name, value, choices in (("action", action, Action), ("mean_over", mean_over, MeanOver)):
@@ -84,6 +86,20 @@ class Prior(ABC):
                 NaN without any.
             error_constant: That of the constant predictor on the same rows.
             unparsable: Share of the answers that could not be parsed; NaN if there was none at all.
+        """
+
+    def vlm_acted(self, vlm_return: float) -> None:  # noqa: B027
+        """The VLM has acted alone after a fine-tune round; a resumed run is told of its rounds again.
+
+        Args:
+            vlm_return: Its mean return.
+        """
+
+    def evaluated(self, policy_return: float) -> None:  # noqa: B027
+        """The policy has been evaluated; a resumed run is told of its newest evaluation again.
+
+        Args:
+            policy_return: Its mean return.
         """
 
     def loss(self, a_r: Tensor, a_v: Tensor, valid: Tensor, lam: float | Tensor) -> Tensor:
@@ -200,6 +216,61 @@ class SkilledPrior(DelayedPrior):
     def wants_labels(self, counters: Counters) -> bool:
         """When its answers count, or always with `label_early`."""
         return self.label_early or (super().wants_labels(counters) and self.skill > 0)
+
+
+class AheadPrior(DelayedPrior):
+    """COVR's guidance while there is something to be learnt from the VLM: λ as long as it is ahead. Not in the paper.
+
+    It is ahead while it returned more, acting alone after the newest round (``vlm_episodes`` of ProgressiveFineTune),
+    than the policy did in its newest evaluation. A policy that has passed its VLM is held back by it no longer, and the
+    VLM is not asked until a round has brought it ahead again, except with `label_early`.
+
+    Args:
+        lam: λ while the VLM is ahead.
+        after_rounds: Rounds to wait for, as in :class:`DelayedPrior`; here 1, so that it begins with the first return.
+        action: See :class:`Prior`.
+        label_early: See :class:`DelayedPrior`.
+        mean_over: See :class:`Prior`.
+
+    Attributes:
+        vlm_return: Of the newest round in which the VLM acted alone; −∞ before.
+        policy_return: Of the newest evaluation; −∞ before.
+    """
+
+    needs_vlm_return = True
+    vlm_return: float = -math.inf
+    policy_return: float = -math.inf
+
+    def __init__(
+        self,
+        lam: float = 1.0,
+        after_rounds: int = 1,
+        action: Action = "sample",
+        label_early: bool = False,
+        mean_over: MeanOver = "labelled",
+    ) -> None:
+        super().__init__(lam, after_rounds, action, label_early, mean_over)
+
+    def vlm_acted(self, vlm_return: float) -> None:
+        """Take over the VLM's return."""
+        self.vlm_return = vlm_return
+
+    def evaluated(self, policy_return: float) -> None:
+        """Take over the policy's return."""
+        self.policy_return = policy_return
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the VLM returned more than the policy."""
+        return self.vlm_return > self.policy_return
+
+    def weight(self, counters: Counters) -> float:
+        """λ while the VLM is ahead, once enough rounds are done."""
+        return super().weight(counters) if self.is_ahead else 0.0
+
+    def wants_labels(self, counters: Counters) -> bool:
+        """When its answers count, or always with `label_early`."""
+        return self.label_early or (super().wants_labels(counters) and self.is_ahead)
 
 
 class AnnealedPrior(Prior):

@@ -326,6 +326,7 @@ class SACModule(Resuming):
         # Lightning prints a test's table of what goes to loggers, even if there are none.
         self.log_dict(result, logger=not fitting, rank_zero_only=True)
         if fitting:
+            self.prior.evaluated(float(result[f"{prefix}/return"]))
             self._log_at_env_steps(result)
 
     # -- optimizers, logging -------------------------------------------------------------------------------------

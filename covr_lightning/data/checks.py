@@ -77,15 +77,18 @@ def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[Any
     making = [callback for callback in callbacks if getattr(callback, "measures_vlm", False)]
     rounds = sum(step < max_env_steps for one in making for step in one.schedule.rounds(max_env_steps))
     wanted = getattr(prior, "after_rounds", 0)
-    if wanted > rounds and not prior.needs_measure:
+    goes_by = (
+        "VLM's error" if prior.needs_measure else "return of the VLM alone" if prior.needs_vlm_return else None
+    )  # fmt: skip
+    if wanted > rounds and goes_by is None:
         log.warning(
             "%s (model.prior) waits for %d fine-tune rounds (after_rounds), but this run has %s: the VLM never guides.",
             type(prior).__name__, wanted, f"{rounds} (data.max_env_steps, schedule)" if making else
             "no ProgressiveFineTune (trainer.callbacks) to make any",
         )  # fmt: skip
-    if prior.needs_measure and not making:
+    if goes_by is not None and not making:
         raise ConfigError(
-            f"{type(prior).__name__} (model.prior) goes by the VLM's error that ProgressiveFineTune measures in each "
+            f"{type(prior).__name__} (model.prior) goes by the {goes_by} that ProgressiveFineTune measures in each "
             "round, but trainer.callbacks has none."
         )
 

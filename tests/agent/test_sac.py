@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict
 
 from covr_lightning.agent import (
+    AheadPrior,
     AnnealedPrior,
     ConstantPrior,
     DeepMDP,
@@ -214,6 +215,23 @@ def test_a_skilled_prior_guides_as_much_as_the_vlm_beats_a_constant() -> None:
         assert prior.weight(after) == 0
         assert not prior.wants_labels(after)
     assert SkilledPrior(label_early=True).wants_labels(before)
+
+
+def test_an_ahead_prior_guides_while_the_vlm_returns_more() -> None:
+    prior = AheadPrior(lam=2.0)
+    before, after = Counters(rounds=0), Counters(rounds=1)
+    prior.evaluated(10.0)
+    assert (prior.weight(after), prior.wants_labels(after)) == (0.0, False)  # the VLM has not acted yet
+    prior.vlm_acted(30.0)
+    assert [prior.weight(at) for at in (before, after)] == [0.0, 2.0]
+    assert [prior.wants_labels(at) for at in (before, after)] == [False, True]
+    for policy_return, lam in ((30.0, 0.0), (29.0, 2.0), (31.0, 0.0)):
+        prior.evaluated(policy_return)
+        assert (prior.weight(after), prior.wants_labels(after)) == (lam, lam > 0)
+    prior.vlm_acted(-5.0)
+    prior.evaluated(-6.0)  # returns may be negative
+    assert prior.weight(after) == 2.0
+    assert AheadPrior(label_early=True).wants_labels(before)
 
 
 def test_impossible_sizes_are_refused_in_one_sentence() -> None:

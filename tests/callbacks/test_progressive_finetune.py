@@ -12,7 +12,7 @@ import torch
 from covr_lightning.callbacks import ProgressiveFineTune
 from tensordict import TensorDict
 
-from covr_lightning.agent import Prior, SACModule, SkilledPrior
+from covr_lightning.agent import AheadPrior, Prior, SACModule, SkilledPrior
 from covr_lightning.counters import Counters
 from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
@@ -100,6 +100,14 @@ def test_a_skilled_prior_needs_a_round() -> None:
         set_up(ProgressiveFineTune(schedule=NeverSchedule()), small_agent(SkilledPrior()))
 
 
+def test_an_ahead_prior_needs_a_vlm_that_acts_alone() -> None:
+    with pytest.raises(ConfigError, match=r"AheadPrior \(model\.prior\).*vlm_episodes .* is 0; it must be above 0"):
+        set_up(ProgressiveFineTune(), small_agent(AheadPrior()))
+    with pytest.raises(ConfigError, match=r"AheadPrior \(model\.prior\).*no round is due within .* = 100000"):
+        set_up(ProgressiveFineTune(schedule=NeverSchedule(), vlm_episodes=1), small_agent(AheadPrior()))
+    set_up(ProgressiveFineTune(vlm_episodes=1), small_agent(AheadPrior()))
+
+
 def test_a_resumed_run_tells_its_prior_what_its_rounds_measured(tmp_path: Path) -> None:
     prior = SkilledPrior(lam=1.0, after_rounds=1)
     agent = small_agent(prior)
@@ -111,6 +119,33 @@ def test_a_resumed_run_tells_its_prior_what_its_rounds_measured(tmp_path: Path) 
     trainer = SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path))
     callback.on_train_start(trainer, agent)  # type: ignore[arg-type]
     assert prior.weight(data.counters) == pytest.approx(0.25)
+
+
+def test_a_resumed_run_tells_its_prior_what_vlm_and_policy_returned(untrained_vlm: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+
+    class Told(AheadPrior):
+        def vlm_acted(self, vlm_return: float) -> None:
+            told.append(("vlm", vlm_return))
+
+        def evaluated(self, policy_return: float) -> None:
+            told.append(("policy", policy_return))
+
+    globals()["Told"] = Told  # the YAML names it
+    arguments = ("--model.prior", f"{__name__}.Told", "--trainer.callbacks.vlm_episodes", "1")
+    assert fit(tmp_path, untrained_vlm, *arguments, "--data.max_env_steps", "4000") == 0
+    run = tmp_path / "run"
+    rounds = [json.loads((run / "rounds" / f"round_00{n}.json").read_text())["vlm_return"] for n in (1, 2)]
+    curve = json.loads((run / "summary.json").read_text())["curve"]
+    # An evaluation at 40, 3000 and 4000 environment steps, rounds at 1200 and 3600.
+    at = {name: [round(value, 6) for kind, value in told if kind == name] for name in ("vlm", "policy")}
+    assert at["vlm"] == [round(value, 6) for value in rounds]
+    assert at["policy"] == [round(point["return"], 6) for point in curve]
+    assert [kind for kind, _ in told] == ["policy", "vlm", "policy", "vlm", "policy"]
+    before = list(told)
+    told.clear()
+    assert fit(tmp_path, untrained_vlm, *arguments, "--data.max_env_steps", "4400", "--ckpt_path", "last") == 0
+    assert sorted(told[:3]) == sorted([before[1], before[3], before[4]])
 
 
 def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path: Path) -> None:
