@@ -341,6 +341,12 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"model.prior.class_path": "covr_lightning.agent.SkilledPrior", WEIGHT: FINETUNE + "UniformWeight",
          "trainer.callbacks.0.settings.max_steps": 500, "trainer.callbacks.0.settings.adapter": "new"},
     ),
+    "learning_cpu/covr_ahead.yaml": (
+        "learning_cpu/covr_skilled.yaml",
+        {"model.prior.class_path": "covr_lightning.agent.AheadPrior", "model.prior.after_rounds": 1,
+         "vlm.frames": 2, "data.label_every_agent_steps": 1, "trainer.callbacks.0.vlm_episodes": 2,
+         "trainer.callbacks.0.settings.number_loss": 12.0},
+    ),
     "learning_gpu/rad.yaml": (
         "dmc_rad.yaml",
         {"model.augmentation.class_path": "covr_lightning.agent.RandomCrop", "model.augmentation.size": 84, **ON_A_GPU},

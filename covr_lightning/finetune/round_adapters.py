@@ -46,7 +46,7 @@ def fetch(own: Path, folder: str | None, digest: str | None) -> None:
     """
     places = [own] if folder is None else list(dict.fromkeys((own, Path(folder) / own.name)))
     candidates = [path for place in places for path in (place, *([_aside(place, digest)] if digest else []))]
-    found = [path for path in candidates if path.is_dir() and digest in (None, adapter_digest(path))]
+    found = [path for path in candidates if path.is_dir() and (digest is None or digest == adapter_digest(path))]
     if not found:
         others = ", where another one is," * any(path.is_dir() for path in candidates)
         where = " and ".join(map(str, places))

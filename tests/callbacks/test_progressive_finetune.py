@@ -72,7 +72,10 @@ class FakeVLM:
 
 def set_up(callback: ProgressiveFineTune, agent: SACModule | None = None) -> tuple[ProgressiveFineTune, FakeVLM, int]:
     vlm, agent = FakeVLM(), agent or small_agent()
-    data = SimpleNamespace(vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[], agent_steps_before=0)
+    data = SimpleNamespace(
+        vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[], agent_steps_before=0,
+        counters=Counters(),
+    )  # fmt: skip
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     callback.setup(SimpleNamespace(datamodule=data, strategy=strategy), agent, "fit")  # type: ignore[arg-type]
     return callback, vlm, len(data.listeners)
