@@ -35,7 +35,6 @@ from covr_lightning.finetune.vlm_alone import file_of, save_episodes
 from covr_lightning.random_state import derived_seed
 from covr_lightning.saving.files import as_json, or_warn, write_or_warn
 from covr_lightning.stopping import stop_signals
-from covr_lightning.vlm.adapters import adapter_digest
 from covr_lightning.vlm.vlm import own_randomness
 
 log = logging.getLogger(__name__)
@@ -310,9 +309,9 @@ class ProgressiveFineTune(L.Callback):
         if data.vlm is not None and data.vlm.has_adapter and not report.losses:
             with or_warn(adapter := self._adapter(trainer, report.round)):
                 data.vlm.save_adapter(adapter)  # one that was trained is written already
-        remove_double(self._adapter(trainer, report.round))
+        digest = remove_double(self._adapter(trainer, report.round))
         if report.losses:
-            self._digest = adapter_digest(self._adapter(trainer, report.round))
+            self._digest = digest
         write_or_warn(self._folder(trainer) / f"round_{report.round:03d}.json", [as_json(report.as_dict())])
         numbers = {f"round/{k}": float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
         for logger in trainer.loggers:

@@ -230,6 +230,16 @@ def _train_embedded_vlm(arguments: list[str]) -> int:
     return 0
 
 
+def check_name(root: Path, name: str) -> None:
+    """Check the name of a run or a sweep.
+
+    Raises:
+        ConfigError: It is none of a folder in `root`, the folder of all runs.
+    """
+    if Path(name).name != name:
+        raise ConfigError(f"--name is {name!r}; it must be the name of one folder in {root} (--runs_dir).")
+
+
 def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False) -> Path:
     """The folder of a run: ``root/name``, or the first free ``root/name-N``.
 
@@ -243,8 +253,7 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
     Raises:
         ConfigError: ``"last"`` is asked for and there is none, or the name is none of a folder.
     """
-    if Path(name).name != name:
-        raise ConfigError(f"--name is {name!r}; it must be the name of one folder in {root} (--runs_dir).")
+    check_name(root, name)
     is_its_name = re.compile(re.escape(name) + r"(-\d+)?").fullmatch
     if ckpt_path == "last":
         mine = [p for p in root.glob(f"{name}*") if p.name == name or (is_its_name(p.name) and not _named_so(p))]

@@ -170,13 +170,21 @@ class DelayedPrior(Prior):
         self.after_rounds = int(_not_negative("after_rounds", after_rounds))
         self.label_early = label_early
 
+    @property
+    def share(self) -> float:
+        """What of λ counts, by how good the VLM is: here all of it."""
+        return 1.0
+
     def weight(self, counters: Counters) -> float:
-        """λ once enough rounds are done."""
-        return self.lam if counters.rounds >= self.after_rounds else 0.0
+        """λ · share once enough rounds are done."""
+        return self.lam * self.share if counters.rounds >= self.after_rounds else 0.0
 
     def wants_labels(self, counters: Counters) -> bool:
-        """From the first round that counts, or always with `label_early`; with λ = 0 as well, to compare runs."""
-        return self.label_early or counters.rounds >= self.after_rounds
+        """From the first round that counts, while the share is not 0, or always with `label_early`.
+
+        With λ = 0 as well, to compare runs.
+        """
+        return self.label_early or (counters.rounds >= self.after_rounds and self.share > 0)
 
 
 class SkilledPrior(DelayedPrior):
@@ -209,13 +217,10 @@ class SkilledPrior(DelayedPrior):
         elif unparsable == 1:  # it was asked, and nothing that it said is an action
             self.skill = 0.0
 
-    def weight(self, counters: Counters) -> float:
-        """λ · skill once enough rounds are done."""
-        return super().weight(counters) * self.skill
-
-    def wants_labels(self, counters: Counters) -> bool:
-        """When its answers count, or always with `label_early`."""
-        return self.label_early or (super().wants_labels(counters) and self.skill > 0)
+    @property
+    def share(self) -> float:
+        """The skill."""
+        return self.skill
 
 
 class AheadPrior(DelayedPrior):
@@ -260,17 +265,9 @@ class AheadPrior(DelayedPrior):
         self.policy_return = policy_return
 
     @property
-    def is_ahead(self) -> bool:
-        """Whether the VLM returned more than the policy."""
-        return self.vlm_return > self.policy_return
-
-    def weight(self, counters: Counters) -> float:
-        """λ while the VLM is ahead, once enough rounds are done."""
-        return super().weight(counters) if self.is_ahead else 0.0
-
-    def wants_labels(self, counters: Counters) -> bool:
-        """When its answers count, or always with `label_early`."""
-        return self.label_early or (super().wants_labels(counters) and self.is_ahead)
+    def share(self) -> float:
+        """1 while the VLM returned more than the policy, otherwise 0."""
+        return float(self.vlm_return > self.policy_return)
 
 
 class AnnealedPrior(Prior):

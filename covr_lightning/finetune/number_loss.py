@@ -31,8 +31,7 @@ class NumberTokens:
             codec: The answer's format.
         """
         span = float((codec.high - codec.low).max()) * 10**DECIMALS
-        steps = torch.linspace(0.0, 1.0, min(MAX_VALUES, round(span) + 1))[:, None]
-        actions = codec.low + steps * (codec.high - codec.low)
+        actions = codec.along_bounds(min(MAX_VALUES, round(span) + 1))
         found = {token for action in actions for token in inputs.answer_ids(codec.encode(action))}
         read = {token: _number(inputs.tokenizer.decode([token])) for token in found}
         numbers = {token: value for token, value in sorted(read.items()) if value is not None}

@@ -27,10 +27,17 @@ def set_aside(own: Path) -> None:
         own.rename(aside)
 
 
-def remove_double(own: Path) -> None:
-    """Remove what was set aside if the round has come out as before."""
-    if own.is_dir():
-        shutil.rmtree(_aside(own, adapter_digest(own)), ignore_errors=True)
+def remove_double(own: Path) -> str | None:
+    """Remove what was set aside if the round has come out as before.
+
+    Returns:
+        The digest of the round's adapter; None if it has none.
+    """
+    if not own.is_dir():
+        return None
+    digest = adapter_digest(own)
+    shutil.rmtree(_aside(own, digest), ignore_errors=True)
+    return digest
 
 
 def fetch(own: Path, folder: str | None, digest: str | None) -> None:

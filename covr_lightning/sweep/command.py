@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from covr_lightning.cli import check_name
 from covr_lightning.config_files import bundled_configs, resolve, resolve_folder, yamls_in
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import LARGEST_SEED
@@ -68,8 +69,7 @@ def sweep(arguments: list[str]) -> int:
     _check(options.seeds, options.jobs, overrides)
     configs, name = _members(options.configs)
     name = options.name or name
-    if Path(name).name != name:
-        raise ConfigError(f"--name is {name!r}; it must be the name of one folder in {options.runs_dir} (--runs_dir).")
+    check_name(options.runs_dir, name)
     folder = options.runs_dir / name
     runs = _plan(configs, options.seeds, folder, overrides)
     states = [run.state() for run in runs]  # before anything runs: another configuration, a wrong key

@@ -51,6 +51,10 @@ class ActionText:
         """Number of action dimensions A."""
         return self.low.numel()
 
+    def along_bounds(self, count: int) -> Tensor:
+        """Actions (count, A) at even steps from the lower to the upper bounds."""
+        return self.low + torch.linspace(0.0, 1.0, count)[:, None] * (self.high - self.low)
+
     def encode(self, action: float | Sequence[float] | np.ndarray | Tensor) -> str:
         """Writes one action.
 

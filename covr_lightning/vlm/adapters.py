@@ -235,8 +235,7 @@ def adapter_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in (SETTINGS_FILE, WEIGHTS_FILE):
         with (folder / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 

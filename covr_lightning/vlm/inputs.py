@@ -146,8 +146,7 @@ class VLMInputs:
         A small margin lets the answer of a model that is slightly off still end, so that it fails for its content
         and not for being cut.
         """
-        steps = torch.linspace(0.0, 1.0, 101)[:, None]
-        actions = action_text.low + steps * (action_text.high - action_text.low)
+        actions = action_text.along_bounds(101)
         longest = max(len(self.answer_ids(action_text.encode(action))) for action in actions)
         return longest + 1 + LENGTH_MARGIN
 
