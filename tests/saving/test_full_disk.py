@@ -1,0 +1,109 @@
+"""Whole runs on a disk that becomes full, and what goes on when there is room again."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from covr_lightning.data.datamodule import ExperienceData
+from tests.saving.whole_runs import summary
+from tests.short_runs import env_steps_saved
+
+
+@pytest.mark.parametrize("on_save_error", ["warn", "stop"])
+def test_a_full_disk(
+    covr: Callable[..., int],
+    tmp_path: Path,
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    on_save_error: str,
+) -> None:
+    checkpoints, filler = small_disk / "run" / "checkpoints", small_disk / "filler"
+    store, seen = ExperienceData._store, {}
+
+    def filling(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 1000:
+            free = shutil.disk_usage(small_disk).free
+            filler.write_bytes(bytes(free - 60_000))  # room for logs, not for a part
+        if data.counters.env_steps == 1640:
+            seen["last"] = env_steps_saved(checkpoints / "last.ckpt")
+            seen["unfinished"] = [str(file) for file in small_disk.rglob("*.part")]
+            filler.unlink()
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", filling)
+    warned: list[str] = []
+    log = logging.getLogger("covr_lightning.callbacks.checkpoints")
+    monkeypatch.setattr(log, "warning", lambda text, *values: warned.append(text % values))
+    status = covr("fit", {"every_env_steps": 600, "on_save_error": on_save_error}, runs=small_disk)
+    told = warned + [line for line in capsys.readouterr().err.splitlines() if "No space left on device" in line]
+    assert len(told) == 1
+    assert "At 1200 environment steps the run could not be saved" in told[0]
+    assert "up to step 1000" in told[0]
+    assert not list(small_disk.rglob("*.part"))
+    if on_save_error == "warn":
+        assert status == 0
+        assert seen == {"last": 1000, "unfinished": []}
+        assert summary(small_disk / "run")["env_steps"] == env_steps_saved(checkpoints / "last.ckpt") == 2000
+    else:
+        assert status == 2
+        assert "stops" in told[0]
+        assert env_steps_saved(checkpoints / "last.ckpt") == 1000
+    monkeypatch.undo()
+    filler.unlink(missing_ok=True)
+    assert covr("fit", None, "--ckpt_path", "last", "--data.max_env_steps", "2400", runs=small_disk) == 0
+    assert env_steps_saved(checkpoints / "last.ckpt") == 2400
+
+
+def test_a_disk_that_is_full_in_an_evaluation(
+    covr: Callable[..., int], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, filler, during = ExperienceData._store, small_disk / "filler", small_disk / "run" / "curve.csv"
+    curves: list[str] = []
+
+    def filling(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 960:  # the evaluation comes at 1000
+            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        if data.counters.env_steps == 1640:
+            curves.append(during.read_text())
+            filler.unlink()
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", filling)
+    assert covr("fit", runs=small_disk) == 0
+    assert [line.split(",")[0] for line in curves[0].splitlines()] == ["env_steps", "40"]  # the old one, whole
+    assert [point["env_steps"] for point in summary(small_disk / "run")["curve"]] == [40, 1000, 2000]
+    assert [line.split(",")[0] for line in during.read_text().splitlines()] == ["env_steps", "40", "1000", "2000"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_for_the_logs(
+    covr: Callable[..., int], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, filler = ExperienceData._store, small_disk / "filler"
+
+    def filling(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 1200:
+            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        if data.counters.env_steps == 1640:
+            filler.unlink()
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", filling)
+    loggers = [f"--trainer.logger+=covr_lightning.run_log.{kind}" for kind in ("RunCSVLogger", "RunTensorBoardLogger")]
+    where = [f"--trainer.logger.save_dir={small_disk / 'logs'}"]
+    csv_often, tensorboard_often = ["--trainer.logger.flush_logs_every_n_steps=1"], ["--trainer.logger.max_queue=1"]
+    often = ["--trainer.log_every_n_steps=1"]
+    arguments = [loggers[0], *where, *csv_often, loggers[1], *where, *tensorboard_often, *often]
+    assert covr("fit", None, *arguments, runs=small_disk) == 0
+    [path] = (small_disk / "logs").rglob("metrics.csv")
+    with path.open(newline="") as file:
+        updates = [int(row["step"]) for row in csv.DictReader(file) if row["train/critic_loss"]]
+    assert updates == [*range(800, 2001, 40)]  # one from the warm-up's last step on
