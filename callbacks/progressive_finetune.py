@@ -22,16 +22,17 @@ from covr_lightning.agent.sac import SACModule
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, Filter, LinearSchedule, Schedule, Score, Weight
-from covr_lightning.finetune.episodes import joined
+from covr_lightning.finetune.episodes import everyones
 from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.optimizers import check_optimizer
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
-from covr_lightning.finetune.round_adapters import adapter_of, fetch, remove_double, set_aside
+from covr_lightning.finetune.round_adapters import fetch, remove_double, set_aside
+from covr_lightning.finetune.round_files import RoundFiles, take_back
 from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
-from covr_lightning.finetune.vlm_alone import file_of, save_episodes
+from covr_lightning.finetune.vlm_alone import save_episodes
 from covr_lightning.random_state import derived_seed
 from covr_lightning.saving.files import as_json, or_warn, write_or_warn
 from covr_lightning.stopping import stop_signals
@@ -209,28 +210,28 @@ class ProgressiveFineTune(L.Callback):
         with stop_signals.at_once():
             if data.labels is not None:
                 data.labels.flush()
-            rows, scores = self._everyones(*self._own(pl_module))
+            rows, scores = everyones(*self._own(pl_module))
             report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
+            files = self._files(trainer, report.round)
             if report.round == 1:
                 self._vlm_alone(trainer, data, 0)
-            if not processes.number():
-                set_aside(self._adapter(trainer, report.round))
+            with processes.failing_together():
+                if not processes.number():
+                    set_aside(files.adapter)
             samples = RoundSamples(self.samples)
             entropy, report.noise = self._spread(pl_module, data)
             fine_tune_round(
                 report, data.vlm, rows, scores, entropy, self.filter, self.weight,
-                self.settings, self._trainer_kwargs(trainer), self._adapter(trainer, report.round), self.launch,
+                self.settings, self._trainer_kwargs(trainer), files.adapter, self.launch,
                 samples, data.label_batch_size,
             )  # fmt: skip
             if len(rows) and not processes.number():
-                name = self._folder(trainer) / f"round_{report.round:03d}"
                 if self.save_rows:
-                    with or_warn(path := name.with_name(f"{name.name}_rows.safetensors")):
-                        save_rows(
-                            path, RowsOfRound(rows, scores, report.entropy, report.round, report.env_steps, data.spec)
-                        )
-                with or_warn(path := name.with_name(f"{name.name}_samples.safetensors")):
-                    samples.save(path, rows, scores, data.spec)
+                    of_round = RowsOfRound(rows, scores, report.entropy, report.round, report.env_steps, data.spec)
+                    with or_warn(files.rows):
+                        save_rows(files.rows, of_round)
+                with or_warn(files.samples):
+                    samples.save(files.samples, rows, scores, data.spec)
             data.vlm.round = report.round
             data.vlm.to(pl_module.device)
             report.vlm_return = self._vlm_alone(trainer, data, report.round)
@@ -245,27 +246,34 @@ class ProgressiveFineTune(L.Callback):
             self.buffer.cut_episodes()
         self.buffer.clear()
         self.reports.append(report)
-        self._tell_prior(report)
+        self._tell_prior(self._agent.prior, report)
         data.step_is_open = False
 
-    def _tell_prior(self, report: RoundReport) -> None:
-        self._agent.prior.measured(*report.measures)
+    @staticmethod
+    def _tell_prior(prior: Prior, report: RoundReport) -> None:
+        prior.measured(*report.measures)
         if math.isfinite(report.vlm_return):
-            self._agent.prior.vlm_acted(report.vlm_return)
+            prior.vlm_acted(report.vlm_return)
 
     def _vlm_alone(self, trainer: L.Trainer, data: ExperienceData, round_: int) -> float:
         """Have the VLM play alone and write it down.
 
         Returns:
-            Its mean return; NaN if it plays none.
+            Its mean return; NaN if it plays none, or if its engine was away, so that not all actions were its own.
         """
         if not self.vlm_episodes:
             return math.nan
         with own_randomness(derived_seed(self.settings.seed or 0, round_)):
             episodes, answers = play_alone(data, self.vlm_episodes, _shows_progress(trainer))
         if not processes.number():
-            with or_warn(path := file_of(self._folder(trainer), round_)):
+            with or_warn(path := self._files(trainer, round_).episodes):
                 save_episodes(path, episodes, round_, answers)
+        if answers.unanswered:
+            log.warning(
+                "%d of %d frames that the VLM was asked about while it played alone after round %d got no answer; what "
+                "it returned is no measure of it and is not counted.", answers.unanswered, answers.asked, round_,
+            )  # fmt: skip
+            return math.nan
         return fmean(episode.episode_return for episode in episodes)
 
     def _own(self, pl_module: SACModule) -> tuple[TensorDictBase, torch.Tensor]:
@@ -273,14 +281,6 @@ class ProgressiveFineTune(L.Callback):
         assert self.buffer is not None, "setup made it"
         rows = self.buffer.rows()
         return rows, self.score(rows, pl_module.min_q).cpu() if len(rows) else torch.zeros(0)
-
-    @staticmethod
-    def _everyones(rows: TensorDictBase, scores: torch.Tensor) -> tuple[TensorDictBase, torch.Tensor]:
-        """The rows of all processes, so that thresholds and weights are those of the whole D_f."""
-        everyone = [own for own in processes.gather((rows, scores)) if len(own[1])]
-        if not everyone:
-            return rows, scores
-        return joined([own[0] for own in everyone]), torch.cat([own[1] for own in everyone])
 
     def _spread(self, pl_module: SACModule, data: ExperienceData) -> Spread:
         """Estimate ε, and the policy's noise, on states drawn from D, without touching the sampler's random state."""
@@ -306,13 +306,14 @@ class ProgressiveFineTune(L.Callback):
     def _record(self, trainer: L.Trainer, data: ExperienceData, report: RoundReport) -> None:
         if processes.number():
             return
+        files = self._files(trainer, report.round)
         if data.vlm is not None and data.vlm.has_adapter and not report.losses:
-            with or_warn(adapter := self._adapter(trainer, report.round)):
-                data.vlm.save_adapter(adapter)  # one that was trained is written already
-        digest = remove_double(self._adapter(trainer, report.round))
+            with or_warn(files.adapter):
+                data.vlm.save_adapter(files.adapter)  # one that was trained is written already
+        digest = remove_double(files.adapter)
         if report.losses:
             self._digest = digest
-        write_or_warn(self._folder(trainer) / f"round_{report.round:03d}.json", [as_json(report.as_dict())])
+        write_or_warn(files.report, [as_json(report.as_dict())])
         numbers = {f"round/{k}": float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=report.env_steps)
@@ -323,8 +324,8 @@ class ProgressiveFineTune(L.Callback):
         return Path(trainer.default_root_dir) / "rounds"
 
     @classmethod
-    def _adapter(cls, trainer: L.Trainer, round_: int) -> Path:
-        return adapter_of(cls._folder(trainer), round_)
+    def _files(cls, trainer: L.Trainer, round_: int) -> RoundFiles:
+        return RoundFiles(cls._folder(trainer), round_)
 
     def state_dict(self) -> dict[str, Any]:
         """Reports and each process's D_f; the adapter is on disk under its round, in the folder that is named."""
@@ -344,29 +345,41 @@ class ProgressiveFineTune(L.Callback):
         ]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over what a checkpoint brought: D_f and the last round's adapter.
+        """Take over what a checkpoint brought: D_f, the last round's adapter and what the prior goes by.
 
         Raises:
             ConfigError: The adapter is neither in the run's folder nor where the checkpoint's run had it.
         """
         self._rounds_folder = self._folder(trainer).resolve()
         state, self._restored = self._restored, None
-        if state is None or self.buffer is None:
+        if state is None:
             return
         data: ExperienceData = trainer.datamodule  # type: ignore[attr-defined]
-        assert data.vlm is not None, "setup checked it"
-        self._take_back([buffer for buffer in state["buffers"] if buffer is not None], data.cut_envs)
+        assert isinstance(pl_module, SACModule), "setup checked it"
+        if self.buffer is not None:
+            self._take_back([buffer for buffer in state["buffers"] if buffer is not None], data.cut_envs)
         trained = [report.round for report in self.reports if report.losses]
         if trained:
-            newest = trained[-1]  # later rounds have changed nothing, and perhaps written no adapter
             self._digest = state.get("adapter")
-            with processes.failing_together():
-                if not processes.number():
-                    fetch(self._adapter(trainer, newest), state.get("folder"), self._digest)
-            data.vlm.load_adapter(self._adapter(trainer, newest), newest)
+            if self.buffer is None and not pl_module.prior.uses_vlm:  # nothing asks the VLM any more
+                self._rounds_folder = None if state.get("folder") is None else Path(state["folder"])
+            else:
+                self._put_back_adapter(data, self._files(trainer, trained[-1]), state.get("folder"))
         for report in self.reports:
-            self._tell_prior(report)
-        data.vlm.round = data.counters.rounds
+            self._tell_prior(pl_module.prior, report)
+        if data.vlm is not None:
+            data.vlm.round = data.counters.rounds
+        if not processes.number():
+            with or_warn(self._folder(trainer)):
+                take_back(self._folder(trainer), data.counters.rounds)
+
+    def _put_back_adapter(self, data: ExperienceData, files: RoundFiles, folder: str | None) -> None:
+        """Answer with the newest adapter that was trained; later rounds have changed nothing."""
+        assert data.vlm is not None, "setup checked it"
+        with processes.failing_together():
+            if not processes.number():
+                fetch(files.adapter, folder, self._digest)
+        data.vlm.load_adapter(files.adapter, files.round)
 
     def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:
         """Take this process's D_f from a checkpoint, or, if its processes or environments were others, its share."""
@@ -378,13 +391,7 @@ class ProgressiveFineTune(L.Callback):
             for env in cut_envs:
                 self.buffer.cut_episode(env)
             return
-        everything = []
-        for state in states:
-            self.buffer.load_state_dict(state)
-            self.buffer.cut_episodes()
-            everything += self.buffer.state_dict()["finished"]
-        share = everything[processes.number() :: processes.count()]
-        self.buffer.load_state_dict({"frames": self.buffer.frames, "finished": share, "open": {}})
+        self.buffer.load_share(states, processes.number(), processes.count())
 
 
 def _shows_progress(trainer: L.Trainer) -> bool:

@@ -34,8 +34,8 @@ from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.export import CHECKED_FRAMES, export_policy
 from covr_lightning.finetune.module import VLMFineTuner
+from covr_lightning.finetune.round_files import RoundFiles, round_of
 from covr_lightning.finetune.saved_rows import SavedRows
-from covr_lightning.finetune.vlm_alone import file_of, round_of
 from covr_lightning.processes import AgentDDP, check_agent_strategy
 from covr_lightning.run_config import SaveConfig, write_config
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
@@ -60,6 +60,12 @@ _THE_RUNS_OWN = {
     "overfit_batches": (0.0, ", which says nothing to a run; it must be left out"),
     "default_root_dir": (None, ", which says nothing to a run; set runs_dir and name instead"),
 }
+
+#: Keys of ``data`` and ``vlm`` that what the VLM does alone depends on, beside its adapter.
+_OF_THE_VLM_ALONE = (
+    "env", "seed", "label_every_agent_steps",
+    "path", "prompt", "dtype", "decoding", "image_position", "quantization", "frames",
+)  # fmt: skip
 
 
 def refuse_trainer_keys(trainer: Any, own: Mapping[str, tuple[Any, str]]) -> None:
@@ -225,15 +231,22 @@ class CovrCLI(ParsingCLI):
     def _vlm_file(self, folder: Path) -> Path | None:
         """Where ``covr report`` looks for what this VLM does alone: in the run whose round its adapter is of.
 
-        Without an adapter it is round 0 of the run of this folder. None if the run played in another environment, or
-        there is no such run.
+        Without an adapter it is round 0 of the run of this folder. None if that run has another VLM or would have had
+        it play otherwise, or there is no such run, or the adapter is none that it goes by now.
         """
-        adapter = self._get(self.config, "vlm").adapter
-        rounds = folder / "rounds" if adapter is None else Path(adapter).resolve().parent
-        round_ = 0 if adapter is None else round_of(Path(adapter).resolve())
-        of_run = read_configuration(rounds.parent / "config.yaml").get("data", {}).get("init_args", {})
-        here = self._get(self.config, "data").init_args.env.as_dict()
-        return None if round_ is None or of_run.get("env") != here else file_of(rounds, round_)
+        vlm, data = self._get(self.config, "vlm"), self._get(self.config, "data").init_args
+        if vlm.adapter is None:
+            files = RoundFiles(folder / "rounds", 0)
+        else:
+            adapter = Path(vlm.adapter).resolve()
+            files = RoundFiles(adapter.parent, round_of(adapter) or 0)
+            if adapter != files.adapter:
+                return None
+        run = read_configuration(files.rounds.parent / "config.yaml")
+        of_run = {**(run.get("data") or {}).get("init_args", {}), **(run.get("vlm") or {})}
+        here = {**vlm.as_dict(), **data.as_dict()}
+        known = [key for key in _OF_THE_VLM_ALONE if key in of_run]  # an older run lacks keys that came later
+        return files.episodes if "env" in known and all(of_run[key] == here[key] for key in known) else None
 
     def _loggers(self, folder: Path) -> list[Logger] | Literal[False]:
         """A run's CSV, and TensorBoard or what the YAML has instead of it; nothing with ``logger: false``."""

@@ -298,6 +298,8 @@ class AnnealedPrior(Prior):
         if every_env_steps < 1:
             raise ConfigError(f"model.prior.every_env_steps is {every_env_steps}; it must be 1 or more.")
         self.floor, self.every_env_steps = _not_negative("floor", floor), every_env_steps
+        if floor > start:
+            raise ConfigError(f"model.prior.floor is {floor}; it must not be above model.prior.start, {start}.")
 
     def weight(self, counters: Counters) -> float:
         """λ at this environment step."""
@@ -305,6 +307,6 @@ class AnnealedPrior(Prior):
 
 
 def _not_negative(name: str, value: float) -> float:
-    if value < 0:
-        raise ConfigError(f"model.prior.{name} is {value}; it must be 0 or more.")
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"model.prior.{name} is {value}; it must be 0 or more, and a number.")
     return float(value)

@@ -142,7 +142,10 @@ class LabelQueue:
             return 0
         # Counted once all is done: a run that is stopped in between does it again.
         counts = torch.zeros(3, dtype=torch.long)
-        labelled = (self.storage.column("vlm_round").reshape(-1) >= 0).nonzero().squeeze(-1)
+        told = self.storage.column("vlm_round").reshape(-1) >= 0
+        if self.stale == "mask":
+            told &= self.storage.column("a_v_valid").reshape(-1)
+        labelled = told.nonzero().squeeze(-1)
         if self.stale == "mask":
             self.storage.write_column("a_v_valid", labelled, torch.zeros(len(labelled), 1, dtype=torch.bool))
         else:

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
-from covr_lightning.finetune.round_adapters import adapter_of
+from covr_lightning.finetune.round_files import RoundFiles
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.finetune.training import is_distributed
 from covr_lightning.saving.files import as_json, write_or_warn
@@ -75,14 +75,14 @@ def fine_tune_saved(
     vlm.load(saved.spec)
     vlm.round = saved.round - 1
     report = RoundReport(saved.round, saved.env_steps, len(saved.rows))
-    adapter = adapter_of(folder, saved.round)
+    files = RoundFiles(folder, saved.round)
     fine_tune_round(
         report, vlm, saved.rows, saved.scores, saved.entropy, data.filter, data.weight, settings, trainer_kwargs,
-        adapter if trainer.is_global_zero else None,
+        files.adapter if trainer.is_global_zero else None,
     )  # fmt: skip
     if trainer.is_global_zero:
-        write_or_warn(folder / f"round_{saved.round:03d}.json", [as_json(report.as_dict())])
-        print(f"{report}\nadapter: {adapter if report.losses else 'none'}")
+        write_or_warn(files.report, [as_json(report.as_dict())])
+        print(f"{report}\nadapter: {files.adapter if report.losses else 'none'}")
     if is_distributed():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from covr_lightning import processes
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.pictures import side_by_side
 
@@ -46,6 +47,19 @@ def joined(parts: Sequence[TensorDictBase]) -> TensorDictBase:
         numbered.append(part.copy().set("episode", part["episode"] + first))
         first = int(numbered[-1]["episode"].max()) + 1
     return torch.cat(numbered)
+
+
+def everyones(rows: TensorDictBase, scores: Tensor) -> tuple[TensorDictBase, Tensor]:
+    """The rows of all processes, so that thresholds and weights are those of the whole D_f.
+
+    Args:
+        rows: This process's (N,), as :meth:`EpisodeBuffer.rows` gave them.
+        scores: Theirs (N,).
+    """
+    everyone = [own for own in processes.gather((rows, scores)) if len(own[1])]
+    if not everyone:
+        return rows, scores
+    return joined([own[0] for own in everyone]), torch.cat([own[1] for own in everyone])
 
 
 class EpisodeBuffer:
@@ -165,16 +179,39 @@ class EpisodeBuffer:
         """Set the rows that :meth:`state_dict` gave.
 
         Raises:
-            ConfigError: They have pictures of more or fewer frames.
+            ConfigError: They have pictures of more or fewer frames, or lack the stacks that a score needs.
         """
         if (frames := state.get("frames", 1)) != self.frames:
             raise ConfigError(
                 f"vlm.frames is {self.frames}, but the checkpoint's run showed its VLM {frames}; to go on, it must be "
                 f"{frames}."
             )
-        self._finished = [_from_dict(episode) for episode in state["finished"]]
-        self._open = {env: list(_from_dict(rows).unbind(0)) for env, rows in state["open"].items()}
+        self._finished = [self._from_dict(episode) for episode in state["finished"]]
+        self._open = {env: list(self._from_dict(rows).unbind(0)) for env, rows in state["open"].items()}
 
+    def load_share(self, states: Sequence[dict[str, Any]], number: int, of: int) -> None:
+        """Set this buffer's share of what several had, episode by episode; open episodes are ended where they are.
 
-def _from_dict(columns: dict[str, Tensor]) -> TensorDict:
-    return TensorDict(columns, [len(columns["action"])])
+        Args:
+            states: What their :meth:`state_dict` gave.
+            number: This buffer's number among those that share.
+            of: How many they are.
+
+        Raises:
+            ConfigError: As :meth:`load_state_dict`.
+        """
+        everything = []
+        for state in states:
+            self.load_state_dict(state)
+            self.cut_episodes()
+            everything += self._finished
+        self._finished, self._open = everything[number::of], {}
+
+    def _from_dict(self, columns: dict[str, Tensor]) -> TensorDict:
+        if self.keep_stack and "pixels" not in columns:
+            raise ConfigError(
+                "The score of ProgressiveFineTune asks the critics, but the rows that the checkpoint's run gathered "
+                "since its last round lack what they need; to go on, it must be that run's score until a round is over."
+            )
+        kept = {name: column for name, column in columns.items() if self.keep_stack or name != "pixels"}
+        return TensorDict(kept, [len(kept["action"])])

@@ -47,7 +47,11 @@ class EDDF(Filter):
     of the paper's sentence, which keeps others.
 
     Median and quartiles are NumPy's (linear interpolation). Where the median is the highest score already (saturated
-    rewards, or all scores equal), nothing could exceed τ; τ is that score then, and the rows with it are kept.
+    rewards, or all scores equal), no score could exceed a τ of its own scale; τ is that score then, and the rows with
+    it are kept. Where it is not, τ can still lie above the highest score, and nothing is kept: of scores that bunch
+    below their maximum, as returns do under a good policy, the more the longer its episodes are beside 1/(1 − γ). There
+    `at_time_limit` ``"bootstrap"`` of ProgressiveFineTune helps, as g no longer falls towards an episode's end, and
+    ``sign="prose"`` while ε is above 0.
 
     Args:
         sign: ``"printed"`` or ``"prose"``.
@@ -69,7 +73,7 @@ class EDDF(Filter):
         g = _as_vector(scores)
         if g.numel() == 0:
             return torch.zeros(0, dtype=torch.bool)
-        if _saturated(g):
+        if self._saturated(g):
             return g == g.max()
         z = (g - g.mean()) / g.std(correction=0)
         return (z if self.compare == "z" else g) > self._tau(g if self.compare == "unscaled" else z, entropy)
@@ -79,13 +83,17 @@ class EDDF(Filter):
         g = _as_vector(scores)
         if g.numel() == 0:
             return math.nan
-        if _saturated(g):
+        if self._saturated(g):
             return float(g.max())
         if self.compare == "unscaled":
             return float(self._tau(g, entropy))
         spread = g.std(correction=0)
         tau = self._tau((g - g.mean()) / spread, entropy)
         return float(tau * spread + g.mean()) if self.compare == "z" else float(tau)
+
+    def _saturated(self, g: Tensor) -> bool:
+        """Whether the scores have a median that is the highest of them; compared raw, whether they have no spread."""
+        return bool((g.min() if self.compare == "raw" else torch.quantile(g, 0.5)) == g.max())
 
     def _tau(self, scores: Tensor, entropy: float) -> Tensor:
         q1, median, q3 = torch.quantile(scores, torch.tensor([0.25, 0.5, 0.75], dtype=scores.dtype))
@@ -108,7 +116,8 @@ class TopFraction(Filter):
     def keep(self, scores: Tensor, entropy: float) -> Tensor:
         """The ⌈fraction·N⌉ highest scores; the earlier row wins a tie."""
         g = _as_vector(scores)
-        best = torch.argsort(g, descending=True, stable=True)[: math.ceil(self.fraction * len(g))]
+        count = math.ceil(round(self.fraction * len(g), 6))  # 0.55·100 is 55.000000000000007
+        best = torch.argsort(g, descending=True, stable=True)[:count]
         mask = torch.zeros(len(g), dtype=torch.bool)
         mask[best] = True
         return mask
@@ -146,11 +155,6 @@ class KeepAll(Filter):
     def keep(self, scores: Tensor, entropy: float) -> Tensor:
         """All rows."""
         return torch.ones(len(scores), dtype=torch.bool)
-
-
-def _saturated(g: Tensor) -> bool:
-    """Whether half of the scores or more are the highest one."""
-    return bool(torch.quantile(g, 0.5) == g.max())
 
 
 def _as_vector(scores: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import supervisor
 from covr_lightning.finetune.module import FineTuneSettings
+from covr_lightning.finetune.round_files import RoundFiles
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.vlm.vlm import VLM
 
@@ -56,7 +57,7 @@ class SeparateLaunch:
         """Refuse what cannot work."""
         if not self.command:
             raise ConfigError("launch.command is an empty list; it must name a program.")
-        if self.timeout_minutes <= 0:
+        if not self.timeout_minutes > 0:
             raise ConfigError(f"launch.timeout_minutes is {self.timeout_minutes}; it must be above 0.")
 
     def train(
@@ -96,13 +97,13 @@ class SeparateLaunch:
             *self.command, "fit", "--config", self.config, "--config", str(job / "job.yaml"), *self.arguments,
         ]  # fmt: skip
         why = _run(command, job / "output.log", 60 * self.timeout_minutes)
-        trained = job / "run" / "rounds"
+        trained = RoundFiles(job / "run" / "rounds", round_)
         try:
-            report = json.loads((trained / f"round_{round_:03d}.json").read_text()) if not why else {}
+            report = json.loads(trained.report.read_text()) if not why else {}
             failures = report.get("failures", [])
             if not why:
                 shutil.rmtree(adapter, ignore_errors=True)  # of a run that was stopped in this round
-                (trained / adapter.name).rename(adapter)
+                trained.adapter.rename(adapter)
                 vlm.load_adapter(adapter, round_)
         except (OSError, ValueError) as error:  # a ConfigError is a ValueError
             shutil.rmtree(adapter, ignore_errors=True)

@@ -192,8 +192,8 @@ class VLMFineTuner(L.LightningModule):
         n_v = sum(len(self.vlm.inputs.answer_ids(answer)) + 1 for answer in answers)
         share = (weights > 0).nonzero().squeeze(-1)[rank::world_size]
         if not len(share):
-            if world_size == 1:
-                return torch.zeros((), device=self.device, requires_grad=True)
+            if world_size == 1:  # gradients of 0, which a loss scaler (16-mixed) must see
+                return 0.0 * next(p for p in self.model.parameters() if p.requires_grad).sum()
             # The other processes wait for this one's part in every collective: any row, counted 0 times.
             share, weights = share.new_zeros(1), torch.zeros_like(weights)
         inputs, labels = self.vlm.inputs.training_batch(frames[share], [answers[i] for i in share.tolist()])

@@ -14,17 +14,15 @@ from covr_lightning.saving.files import in_place_of
 from covr_lightning.vlm.adapters import adapter_digest
 
 
-def adapter_of(rounds: Path, round_: int) -> Path:
-    """Where a round's adapter is, in a run's folder ``rounds``."""
-    return rounds / f"round_{round_:03d}_adapter"
-
-
 def set_aside(own: Path) -> None:
-    """Make room for a round's adapter; does nothing if there is none."""
-    if own.is_dir():
-        aside = _aside(own, adapter_digest(own))
-        shutil.rmtree(aside, ignore_errors=True)
-        own.rename(aside)
+    """Make room for a round's adapter; what is no whole one is removed."""
+    digest = _digest_of(own)
+    if digest is None:
+        shutil.rmtree(own, ignore_errors=True)
+        return
+    aside = _aside(own, digest)
+    shutil.rmtree(aside, ignore_errors=True)
+    own.rename(aside)
 
 
 def remove_double(own: Path) -> str | None:
@@ -40,6 +38,14 @@ def remove_double(own: Path) -> str | None:
     return digest
 
 
+def _digest_of(folder: Path) -> str | None:
+    """What is in a folder; None if that is no whole adapter, as one whose removal was cut short."""
+    try:
+        return adapter_digest(folder)
+    except ConfigError:
+        return None
+
+
 def fetch(own: Path, folder: str | None, digest: str | None) -> None:
     """Have a checkpoint's adapter in its place in this run's folder.
 
@@ -53,15 +59,15 @@ def fetch(own: Path, folder: str | None, digest: str | None) -> None:
     """
     places = [own] if folder is None else list(dict.fromkeys((own, Path(folder) / own.name)))
     candidates = [path for place in places for path in (place, *([_aside(place, digest)] if digest else []))]
-    found = [path for path in candidates if path.is_dir() and (digest is None or digest == adapter_digest(path))]
-    if not found:
+    found = next((path for path in candidates if path.is_dir() and digest in (None, _digest_of(path))), None)
+    if found is None:
         others = ", where another one is," * any(path.is_dir() for path in candidates)
         where = " and ".join(map(str, places))
         raise ConfigError(f"The checkpoint's VLM was fine-tuned, but its adapter is missing{others} ({where}).")
-    if found[0] != own:
+    if found != own:
         set_aside(own)
         with in_place_of(own) as part:
-            shutil.copytree(found[0], part, dirs_exist_ok=True)
+            shutil.copytree(found, part, dirs_exist_ok=True)
 
 
 def _aside(own: Path, digest: str) -> Path:

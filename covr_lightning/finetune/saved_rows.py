@@ -96,15 +96,15 @@ def _check(path: Path, columns: dict[str, Tensor], spec: EnvSpec) -> None:
     n = len(columns["score"]) if columns["score"].ndim else 0
     frame, action = columns["frame"], columns["action"]
     if (
-        columns["score"].shape != (n,)
+        n == 0 or columns["score"].shape != (n,) or not bool(torch.isfinite(columns["score"]).all())
         or frame.dtype != torch.uint8 or frame.ndim != 4 or frame.shape[:2] != (n, 3)
         or action.shape != (n, spec.action_dim) or not bool(torch.isfinite(action).all())
         or any(len(column) != n for column in columns.values())
     ):  # fmt: skip
         shapes = ", ".join(f"{name} {tuple(column.shape)} {column.dtype}" for name, column in columns.items())
         raise ConfigError(
-            f"data.rows is {str(path)!r} with {shapes}; it must hold score (N,), frame (N, 3, H, W) torch.uint8 and "
-            f"finite actions (N, {spec.action_dim})."
+            f"data.rows is {str(path)!r} with {shapes}; it must hold finite scores (N,), frame (N, 3, H, W) "
+            f"torch.uint8 and finite actions (N, {spec.action_dim}), N at least 1."
         )
 
 
@@ -113,7 +113,8 @@ class SavedRows(L.LightningDataModule):
 
     Args:
         rows: A file ``rounds/round_NNN_rows.safetensors``, a folder of such files, or a list of either. Of several,
-            all rows are taken together, and round, environment steps and ε are those of the latest round.
+            all rows are taken together, and round, environment steps and ε are those of the latest round; a file that
+            is named twice counts once.
         score: What rows are judged by; by default the scores that were saved.
         filter: Which rows are kept; EDDF by default.
         weight: How much they count; RALW by default.
@@ -160,7 +161,13 @@ class SavedRows(L.LightningDataModule):
         rows = joined([part.rows for part in parts])
         scores = torch.cat([part.scores for part in parts])
         if self.score is not None:
-            scores = self.score(rows, _no_critics)
+            try:
+                scores = self.score(rows, _no_critics)
+            except KeyError as error:
+                raise ConfigError(
+                    f"data.score is {type(self.score).__name__}, but the rows in data.rows lack what it needs "
+                    f"({error}); leave the key out to take the scores as they were saved."
+                ) from error
         entropy = last.entropy if self.entropy is None else self.entropy
         if math.isnan(entropy):
             raise ConfigError("The saved ε is NaN; give one (YAML key data.entropy).")
@@ -178,7 +185,7 @@ class SavedRows(L.LightningDataModule):
             files += found
         if not files:
             raise ConfigError("data.rows is an empty list; it must name a file or a folder of rows.")
-        return files
+        return list({path.resolve(): path for path in files}.values())
 
 
 def _columns(part: RowsOfRound) -> set[str]:

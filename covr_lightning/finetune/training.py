@@ -35,7 +35,8 @@ def train_adapter(
 ) -> tuple[list[float], list[str]]:
     """Train the VLM's adapter; if memory runs out or the loss is not finite, once more with half the batch.
 
-    The second try accumulates twice as many batches, so that an optimizer step sees as many rows. After a failure the
+    The second try accumulates more batches, so that an optimizer step sees as many rows, or up to a batch more where
+    they do not divide; batches of one row cannot be halved, and there is none. After a failure the
     adapter is what it was before, or none if there was none. On several devices memory that runs out on one is an
     error: the others already wait for it in a collective. Sharded (FSDP2) there is no second try, and afterwards the
     VLM can be saved and nothing else.
@@ -54,9 +55,10 @@ def train_adapter(
     had_adapter = vlm.has_adapter
     vlm.add_adapter()
     before = {name: p.detach().cpu().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
-    halved = replace(settings, batch_size=max(1, settings.batch_size // 2), accumulate=2 * settings.accumulate)
+    half = max(1, settings.batch_size // 2)
+    halved = replace(settings, batch_size=half, accumulate=-(-settings.batch_size * settings.accumulate // half))
     failures: list[str] = []
-    for attempt in (settings, halved):
+    for attempt in (settings, halved) if half < settings.batch_size else (settings,):
         if settings.adapter == "new":
             vlm.renew_adapter()
         tuner = VLMFineTuner(vlm, attempt)

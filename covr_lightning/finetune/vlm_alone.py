@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +48,3 @@ def save_episodes(path: Path, episodes: Sequence[EpisodeResult], round_: int | N
         "round": round_, "asked": answers.asked, "unparsable": answers.unparsable, "unanswered": answers.unanswered,
     }  # fmt: skip
     write_tensors(path, columns, {name: str(value) for name, value in facts.items()})
-
-
-def file_of(rounds: Path, round_: int) -> Path:
-    """Where the VLM's episodes after a round are.
-
-    Args:
-        rounds: The run's folder ``rounds``.
-        round_: The round, 0 before the first.
-    """
-    return rounds / f"round_{round_:03d}_vlm.safetensors"
-
-
-def round_of(path: Path) -> int | None:
-    """The round that a file or folder of a run's ``rounds`` is of, by its name; None if it is none."""
-    match = re.match(r"round_(\d+)_", path.name)
-    return int(match[1]) if match else None

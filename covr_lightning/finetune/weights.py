@@ -81,5 +81,15 @@ class ScoreAsWeight(Weight):
     """The scores are the weights, for rows that were weighed before they were written."""
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """The scores (N,), which must be ≥ 0."""
-        return torch.as_tensor(scores).to(torch.float32)
+        """The scores (N,).
+
+        Raises:
+            ConfigError: One is negative, or no number.
+        """
+        weights = torch.as_tensor(scores).to(torch.float32)
+        if len(weights) and not bool((weights >= 0).all()):
+            raise ConfigError(
+                f"ScoreAsWeight (YAML key weight) got the score {float(weights.min()):g}; as weights, scores must be "
+                "0 or more. RALW makes weights of any."
+            )
+        return weights

@@ -193,6 +193,13 @@ def test_weights_of_the_priors() -> None:
         ConstantPrior(-1)
     with pytest.raises(ConfigError, match=r"prior\.every_env_steps is 0; it must be 1 or more"):
         AnnealedPrior(every_env_steps=0)
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ConfigError, match=rf"prior\.lam is {wrong}; it must be 0 or more, and a number"):
+            ConstantPrior(wrong)
+    with pytest.raises(ConfigError, match=r"prior\.after_rounds is nan"):
+        DelayedPrior(after_rounds=math.nan)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"prior\.floor is 0\.1; it must not be above model\.prior\.start, 0\.05"):
+        AnnealedPrior(start=0.05)
 
 
 def test_a_skilled_prior_guides_as_much_as_the_vlm_beats_a_constant() -> None:

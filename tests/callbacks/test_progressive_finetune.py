@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +14,15 @@ import torch
 from covr_lightning.callbacks import ProgressiveFineTune
 from tensordict import TensorDict
 
-from covr_lightning.agent import AheadPrior, Prior, SACModule, SkilledPrior
+from covr_lightning.agent import AheadPrior, DelayedPrior, NoPrior, Prior, SACModule, SkilledPrior
 from covr_lightning.counters import Counters
 from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
+from covr_lightning.evaluation import EpisodeResult
 from covr_lightning.finetune import FineTuneSettings, NeverSchedule
 from covr_lightning.finetune.round import RoundReport
+from covr_lightning.finetune.vlm_alone import Answers
+from covr_lightning.vlm.adapters import adapter_digest
 from tests.short_runs import fit
 
 
@@ -149,6 +154,59 @@ def test_a_resumed_run_tells_its_prior_what_vlm_and_policy_returned(untrained_vl
     told.clear()
     assert fit(tmp_path, untrained_vlm, *arguments, "--data.max_env_steps", "4400", "--ckpt_path", "last") == 0
     assert sorted(told[:3]) == sorted([before[1], before[3], before[4]])
+
+
+def restored(callback: ProgressiveFineTune, vlm: FakeVLM, folder: Path, agent: SACModule) -> None:
+    """Resume `callback` with two rounds, of which the first trained an adapter; what it saves then is the same."""
+    reports = [RoundReport(1, 1000, 10, losses=[0.5]), RoundReport(2, 2000, 10)]
+    adapter = folder / "rounds" / "round_001_adapter"
+    adapter.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_text("{}")
+    state = {
+        "reports": [report.as_dict() for report in reports], "buffers": [None], "folder": str(adapter.parent),
+        "adapter": adapter_digest(adapter),
+    }  # fmt: skip
+    callback.load_state_dict(state)
+    data = SimpleNamespace(vlm=vlm, cut_envs=None, counters=Counters(rounds=2))
+    callback.on_train_start(SimpleNamespace(datamodule=data, default_root_dir=str(folder)), agent)  # type: ignore[arg-type]
+    saved = callback.state_dict()
+    assert all(saved[name] == state[name] for name in ("reports", "folder", "adapter"))
+
+
+def test_a_run_that_goes_on_without_rounds_keeps_its_adapter(tmp_path: Path) -> None:
+    agent = small_agent(DelayedPrior(after_rounds=1))
+    callback, vlm, _ = set_up(ProgressiveFineTune(schedule=NeverSchedule()), agent)
+    restored(callback, vlm, tmp_path / "guided", agent)
+    assert vlm.calls == ["round_001_adapter of round 1"]
+    assert vlm.round == 2
+    # Where nothing asks the VLM it is not loaded, and the checkpoints still name it.
+    callback, vlm, _ = set_up(ProgressiveFineTune(schedule=NeverSchedule()), agent := small_agent(NoPrior()))
+    restored(callback, vlm, tmp_path / "not guided", agent)
+    assert vlm.calls == []
+
+
+def test_a_run_that_goes_back_takes_later_rounds_back(tmp_path: Path) -> None:
+    rounds = tmp_path / "rounds"
+    rounds.mkdir()
+    for number in (2, 3):
+        (rounds / f"round_00{number}.json").write_text("{}")
+    callback, vlm, _ = set_up(ProgressiveFineTune(), agent := small_agent())
+    restored(callback, vlm, tmp_path, agent)
+    assert sorted(path.name for path in rounds.glob("*.json")) == ["round_002.json"]
+
+
+def test_what_a_vlm_returns_whose_engine_is_away_is_no_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback, _, _ = set_up(ProgressiveFineTune(vlm_episodes=2))
+    module = sys.modules[ProgressiveFineTune.__module__]
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), progress_bar_callback=None)
+    for unanswered, returned in ((0, 4.0), (1, math.nan)):
+        played = [EpisodeResult(3.0, 25), EpisodeResult(5.0, 25)], Answers(50, 0, unanswered)
+        monkeypatch.setattr(module, "play_alone", lambda *arguments, played=played: played)
+        assert callback._vlm_alone(trainer, SimpleNamespace(), 1) == pytest.approx(returned, nan_ok=True)  # type: ignore[arg-type]
+        assert ("1 of 50 frames" in caplog.text) == bool(unanswered)
 
 
 def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path: Path) -> None:

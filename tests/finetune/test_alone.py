@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tensordict import TensorDict
 from covr_lightning.cli import main
 from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
-from covr_lightning.finetune import EDDF, RALW, QScore, RewardScore, SavedRows
+from covr_lightning.finetune import EDDF, RALW, QScore, ReturnScore, RewardScore, SavedRows
 from covr_lightning.finetune.alone import check_strategy, fine_tune_saved
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
@@ -138,6 +139,12 @@ def test_a_folder_takes_its_rounds_in_order(tmp_path: Path) -> None:
     assert judged.entropy == 2.0
 
 
+def test_a_file_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "round_001_rows.safetensors"
+    save_rows(path, saved(4))
+    assert len(SavedRows([str(path), str(tmp_path)]).load().scores) == 4
+
+
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     path = tmp_path / "round_001_rows.safetensors"
     with pytest.raises(ConfigError, match=r"data\.rows is .* neither a file nor a folder"):
@@ -158,6 +165,21 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     save_rows(path, rows)
     with pytest.raises(ConfigError, match=r"action \(4, 1\).* must hold .* finite actions \(N, 2\)"):
         SavedRows(str(path)).load()
+    for wrong in (math.nan, math.inf):
+        rows = saved(4)
+        rows.scores[2] = wrong
+        save_rows(path, rows)
+        with pytest.raises(ConfigError, match="must hold finite scores"):
+            SavedRows(str(path)).load()
+    save_rows(path, saved(0))
+    with pytest.raises(ConfigError, match=r"score \(0,\).* N at least 1"):
+        SavedRows(str(path)).load()
+    rows = saved(4)
+    del rows.rows["g"]
+    save_rows(path, rows)
+    assert len(SavedRows(str(path)).load().scores) == 4
+    with pytest.raises(ConfigError, match=r"data\.score is ReturnScore, but the rows in data\.rows lack .*\bg\b"):
+        SavedRows(str(path), score=ReturnScore()).load()
     with pytest.raises(ConfigError, match=r"data\.score is QScore"):
         SavedRows(str(path), score=QScore())
 

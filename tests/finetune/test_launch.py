@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -200,6 +201,8 @@ def test_what_cannot_work_is_refused() -> None:
         SeparateLaunch(command=[])
     with pytest.raises(ConfigError, match=r"launch\.timeout_minutes is 0"):
         SeparateLaunch(timeout_minutes=0)
+    with pytest.raises(ConfigError, match=r"launch\.timeout_minutes is nan"):
+        SeparateLaunch(timeout_minutes=math.nan)
 
 
 def test_a_run_goes_on_when_its_launches_fail(untrained_vlm: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from covr_lightning.finetune import (
     PrintedSchedule,
     RandomSubset,
     RandomWeight,
+    ScoreAsWeight,
     TopFraction,
     ralw_loss,
 )
@@ -80,6 +81,11 @@ def test_eddf_raw_compares_raw_returns_with_the_threshold_of_z_scores() -> None:
     g = torch.tensor([5.0, 6.0, 7.0, 50.0])  # every raw return is above any threshold of z-scores
     assert EDDF(compare="raw").keep(g, 0.0).all()
     assert not EDDF().keep(g, 0.0).all()
+    # z of 5, 5, 5, 1 is ±1/√3 and −√3, so median 0.577, quartiles −0 and 0.577: τ(z) = 0.577 + 0.5·0.577 = 0.866 < 1.
+    raw, saturated = EDDF(compare="raw"), torch.tensor([5.0, 5.0, 5.0, 1.0])
+    assert raw.keep(saturated, 0.0).all()
+    assert raw.threshold(saturated, 0.0) == pytest.approx(0.866, abs=1e-3)
+    assert EDDF().keep(saturated, 0.0).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(("g", "kept"), [([], 0), ([3.0], 1), ([2.0] * 9, 9)])
@@ -109,12 +115,21 @@ def test_eddf_keeps_the_best_rows_where_half_are_the_best(compare: str, others: 
 def test_other_filters() -> None:
     g = torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0])
     assert TopFraction(0.4).keep(g, 0.0).tolist() == [False, True, False, True, False]
+    assert int(TopFraction(0.55).keep(torch.arange(100.0), 0.0).sum()) == 55
+    assert int(TopFraction(0.55).keep(torch.arange(101.0), 0.0).sum()) == 56
     assert int(RandomSubset(TopFraction(0.4)).keep(g, 0.0).sum()) == 2
     for bad in (0.0, 1.5):
         with pytest.raises(ConfigError, match="fraction"):
             TopFraction(bad)
     with pytest.raises(ConfigError, match="'printed' or 'prose'"):
         EDDF(sign="both")  # type: ignore[arg-type]
+
+
+def test_scores_as_weights_are_not_negative() -> None:
+    assert ScoreAsWeight()(torch.tensor([0.0, 2.5])).tolist() == [0.0, 2.5]
+    for bad in (-1.0, math.nan):
+        with pytest.raises(ConfigError, match=rf"ScoreAsWeight .* got the score {bad:g}; .* 0 or more"):
+            ScoreAsWeight()(torch.tensor([1.0, bad]))
 
 
 @pytest.mark.parametrize("part", [RandomSubset(TopFraction(0.3)), RandomWeight(seed=5)])
