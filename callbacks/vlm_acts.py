@@ -15,9 +15,9 @@ from covr_lightning.data.datamodule import EVAL_SEED_OFFSET, ExperienceData
 from covr_lightning.data.labels import Labeller
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import EpisodeResult, play_episode
-from covr_lightning.finetune.round_files import round_of
 from covr_lightning.finetune.vlm_alone import Answers, save_episodes
 from covr_lightning.progress import bar
+from covr_lightning.saving.round_files import round_of
 from covr_lightning.vlm.pictures import side_by_side
 
 

@@ -34,13 +34,13 @@ from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
 from covr_lightning.export import CHECKED_FRAMES, export_policy
 from covr_lightning.finetune.module import VLMFineTuner
-from covr_lightning.finetune.round_files import RoundFiles, round_of
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.processes import AgentDDP, check_agent_strategy
 from covr_lightning.run_config import SaveConfig, write_config
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
 from covr_lightning.saving.lock import only_run_in
+from covr_lightning.saving.round_files import RoundFiles, round_of
 from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.sweep.runs import env_steps_of
 from covr_lightning.vlm.vlm import VLM

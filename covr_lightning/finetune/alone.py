@@ -13,10 +13,10 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
-from covr_lightning.finetune.round_files import RoundFiles
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.finetune.training import is_distributed
 from covr_lightning.saving.files import as_json, write_or_warn
+from covr_lightning.saving.round_files import RoundFiles
 from covr_lightning.vlm.vlm import VLM
 
 

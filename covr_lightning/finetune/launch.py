@@ -19,8 +19,8 @@ from torch import Tensor
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import supervisor
 from covr_lightning.finetune.module import FineTuneSettings
-from covr_lightning.finetune.round_files import RoundFiles
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
+from covr_lightning.saving.round_files import RoundFiles
 from covr_lightning.vlm.vlm import VLM
 
 #: What would make a child believe that it is a process of the job that starts it.

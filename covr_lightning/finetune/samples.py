@@ -68,9 +68,9 @@ class RoundSamples:
         """Write them, complete or not at all; nothing if nothing was asked.
 
         Columns of the n + m rows: ``high`` bool, ``score``, ``action`` (A,), ``reward`` where D_f has it, ``before``
-        (A,), ``before_valid`` and, where something was trained, ``after`` and ``after_valid``; beside them ``frames``
-        (k, 3, h, w) uint8, reduced, of the rows ``frame_rows`` (k,), and the bounds ``action_low``, ``action_high``
-        (A,).
+        (A,), ``before_valid`` and ``before_answered`` bool and, where something was trained, the same of ``after``;
+        beside them ``frames`` (k, 3, h, w) uint8, reduced, of the rows ``frame_rows`` (k,), and the bounds
+        ``action_low``, ``action_high`` (A,).
 
         Args:
             path: The file.
@@ -85,14 +85,16 @@ class RoundSamples:
         shown = torch.cat([torch.arange(min(n, FRAMES // 2)), n + torch.arange(min(m, FRAMES // 2))])
         columns = {
             "high": torch.arange(n + m) < n, "score": scores[index], "action": rows["action"][index],
-            "before": self.before.actions, "before_valid": self.before.valid,
+            "before": self.before.actions, "before_valid": self.before.valid, "before_answered": self.before.answered,
             "frame_rows": shown, "frames": reduced(rows["frame"][index[shown]]),
             "action_low": torch.tensor(spec.action_low), "action_high": torch.tensor(spec.action_high),
         }  # fmt: skip
         if "reward" in rows.keys():  # noqa: SIM118 (a TensorDict)
             columns["reward"] = rows["reward"][index].reshape(-1)
         if self.after is not None:
-            columns |= {"after": self.after.actions, "after_valid": self.after.valid}
+            columns |= {
+                "after": self.after.actions, "after_valid": self.after.valid, "after_answered": self.after.answered,
+            }  # fmt: skip
         write_tensors(path, columns)
 
 

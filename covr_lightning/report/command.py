@@ -14,7 +14,8 @@ from covr_lightning.report import configurations, guidance, learning, overview, 
 from covr_lightning.report.drawing import style
 from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.page import Page
-from covr_lightning.report.runs import Run, class_name, find_runs, read_run
+from covr_lightning.report.reading import read_run
+from covr_lightning.report.runs import Run, class_name, find_runs
 from covr_lightning.saving.files import write_atomically
 
 #: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
@@ -102,7 +103,7 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
                     part(page, groups)
         path = out / "index.html"
         page.remove_pngs_of(path)
-        write_atomically(path, [page.html(_title(groups), _head(groups)).encode()])
+        write_atomically(path, [page.html(_title(groups), _head(groups)).encode(errors="replace")])
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}); give another --out.") from error
     return path

@@ -73,6 +73,7 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
         axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
         mark = "o" if len(steps) < 40 else ""
         name_ = f"{group.name}, {group.who(points[-1][1])}" if len(group.runs) > 1 else group.name
+        name_ = f"\u200b{name_}" if name_.startswith("_") else name_  # Matplotlib hides such a label
         axes.plot(steps, mean, color=color, linewidth=2, linestyle=dashes, label=name_, marker=mark, markersize=3.5)
         if len(groups) == 1:
             for i, round_ in enumerate(group.first.rounds):

@@ -179,5 +179,6 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _name(folder: Path) -> str:
-    """A run's name; that of a sweep's config, whose runs are ``NAME/seed_N``."""
-    return folder.parent.name if re.fullmatch(r"seed_\d+", folder.name) else folder.name
+    """A run's name; that of a sweep's config, whose runs are ``NAME/seed_N``. What is no UTF-8 in it is a ``?``."""
+    name = folder.parent.name if re.fullmatch(r"seed_\d+", folder.name) else folder.name
+    return name.encode(errors="replace").decode()

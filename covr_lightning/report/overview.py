@@ -107,5 +107,5 @@ def _round_tiles(group: Group) -> list[str]:
         errors = f"{number(before, 3)} → {number(after, 3)}"
         tiles.append(_tile("VLM error, held out", errors, f"in round {r['round']}{seed}; {verdict}"))
         unparsable = percent(figure_of(r, "unparsable_after"))
-        tiles.append(_tile("unparsable answers", unparsable, f"of held-out rows after round {r['round']}{seed}"))
+        tiles.append(_tile("unparsable answers", unparsable, f"to held-out rows after round {r['round']}{seed}"))
     return tiles

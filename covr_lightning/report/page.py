@@ -17,8 +17,16 @@ from PIL import Image
 
 from covr_lightning.report.drawing import as_svg, write_png
 
+
 #: How a cell of text begins.
-_TEXT = '<td class="text">'
+class Cell(str):
+    """A table's cell as HTML, which a plain text that begins with ``<td`` is not."""
+
+    is_text = False
+
+
+class _TextCell(Cell):
+    is_text = True
 
 
 class Page:
@@ -112,30 +120,30 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
 
     Args:
         head: Titles, plain text; they stand as their cells do, at the left above a column of :func:`text_cell`.
-        rows: Cells, each either plain text or, where it begins with ``<td``, HTML.
+        rows: Cells, each plain text or a :class:`Cell`.
         caption: Plain text.
         ours: Rows to stand out.
     """
     lines = ['<div class="scroll"><table>', f"<caption>{escape(caption)}</caption>" if caption else ""]
-    of_text = [bool(rows) and all(row[i].startswith(_TEXT) for row in rows) for i in range(len(head))]
+    of_text = [bool(rows) and all(getattr(row[i], "is_text", False) for row in rows) for i in range(len(head))]
     kinds = [' class="text"' if text else "" for text in of_text]
     titles = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, head, strict=True))
     lines.append(f"<thead><tr>{titles}</tr></thead><tbody>")
     for i, row in enumerate(rows):
-        cells = "".join(cell if cell.startswith("<td") else f"<td>{escape(cell)}</td>" for cell in row)
+        cells = "".join(cell if isinstance(cell, Cell) else f"<td>{escape(cell)}</td>" for cell in row)
         lines.append(f'<tr class="ours">{cells}</tr>' if i in ours else f"<tr>{cells}</tr>")
     return "\n".join([*filter(None, lines), "</tbody></table></div>"])
 
 
-def bar(share: float) -> str:
+def bar(share: float) -> Cell:
     """A table's cell with a bar of a share of its width, from 0 to 1."""
-    return f'<td class="bar"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></td>'
+    return Cell(f'<td class="bar"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></td>')
 
 
-def text_cell(text: str) -> str:
+def text_cell(text: str) -> Cell:
     """A table's cell whose text may be long: it breaks behind dots and the like, and between a name's words."""
     parts = (escape(part) for part in re.split(r"(?<=[._/|,)])(?=[^\s.\d])|(?<=[a-z])(?=[A-Z])", text))
-    return f"{_TEXT}{'<wbr>'.join(parts)}</td>"
+    return _TextCell(f'<td class="text">{"<wbr>".join(parts)}</td>')
 
 
 def picture(frame: np.ndarray) -> str:

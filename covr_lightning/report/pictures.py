@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
 
 import numpy as np
 
@@ -95,8 +96,9 @@ def _answers(columns: Columns) -> str:
         lines = []
         for when in ("before", "after"):
             if when in columns:
-                valid = bool(columns[f"{when}_valid"][row])
-                text = _action(columns[when][row]) if valid else "unparsable"
+                valid, answered = (bool(columns.get(f"{when}_{is_}", [True] * len(columns[when]))[row]) for is_ in
+                                   ("valid", "answered"))  # fmt: skip
+                text = _action(columns[when][row]) if valid else "unparsable" if answered else "no answer"
                 lines.append(f'<span class="{when}">{when} {text}</span>')
         lines.append(f'<span class="did">done {_action(columns["action"][row])}</span>')
         lines.append(f"return {number(float(columns['score'][row]))}")
@@ -141,7 +143,7 @@ def videos(page: Page, groups: Sequence[Group]) -> None:
             source = f'<video controls muted playsinline src="data:video/mp4;base64,{data}"></video>'
             cells.append(f"<figure>{source}<figcaption>{escape(text)}</figcaption></figure>")
         else:
-            place = escape(os.path.relpath(path.resolve(), page.folder.resolve()))
+            place = escape(quote(os.path.relpath(path.resolve(), page.folder.resolve())))
             links.append(f'<li><a href="{place}">{escape(text)}</a></li>')
     page.figures(cells)
     if links:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,12 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.saving.lock import LOCK_FILE
-from covr_lightning.sweep.differences import Configuration, read_configuration
-from covr_lightning.sweep.runs import env_steps_of
+from covr_lightning.sweep.differences import Configuration
+from covr_lightning.sweep.runs import SET_ASIDE
 
 State = Literal["finished", "running", "stopped"]
 Columns = dict[str, np.ndarray]
@@ -67,7 +62,7 @@ class Run:
     @property
     def seed(self) -> int:
         """Its seed: that of environment, exploration and replay."""
-        return int(self.setting("data", "seed", default=self.configuration.get("seed_everything") or 0))
+        return _whole(self.setting("data", "seed", default=self.configuration.get("seed_everything") or 0))
 
     @property
     def env(self) -> str:
@@ -82,7 +77,7 @@ class Run:
     @property
     def length(self) -> int:
         """Environment steps that it is to have."""
-        return int(self.setting("data", "max_env_steps", default=0))
+        return _whole(self.setting("data", "max_env_steps", default=0))
 
     @property
     def env_steps(self) -> int:
@@ -123,6 +118,11 @@ class Run:
         return next((one.columns["actions"].shape[1] for one in self.vlm.values() if "actions" in one.columns), None)
 
 
+def _whole(setting: Any) -> int:
+    """A setting that is a whole number; 0 if it is none, in a config.yaml that somebody has edited."""
+    return int(setting) if isinstance(setting, int | float) and math.isfinite(setting) else 0
+
+
 def figure_of(round_: Mapping[str, Any], name: str) -> float:
     """A round's figure; NaN where it has none."""
     value = round_.get(name)
@@ -138,6 +138,8 @@ def class_name(part: Any) -> str:
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The run folders among paths: each is one, or holds some, as a sweep's folder does.
 
+    What a sweep has set aside there, as it was cut before its first checkpoint, is none of them.
+
     Raises:
         ConfigError: A path leads nowhere, or no run is there.
     """
@@ -146,7 +148,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             raise ConfigError(f"{path} is no folder; give the folder of a run, e.g. runs/quickstart.")
         inside = [path] if _is_run(path) else sorted(
-            below for pattern in ("*", "*/*") for below in path.glob(pattern) if below.is_dir() and _is_run(below)
+            below for pattern in ("*", "*/*") for below in path.glob(pattern)
+            if below.is_dir() and below.suffix != SET_ASIDE and _is_run(below)
         )  # fmt: skip
         if not inside:
             raise ConfigError(f"{path} holds no run (a run's folder has a config.yaml, from its first moment on).")
@@ -161,76 +164,4 @@ def _is_run(folder: Path) -> bool:
     try:
         return (folder / "config.yaml").is_file()
     except PermissionError:
-        return False
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run's folder; what is missing, or only half written yet, is left out."""
-    run = Run(folder, read_configuration(folder / "config.yaml"))
-    run.curve = [row for row in _numbers(folder / "curve.csv") if {"env_steps", "return"} <= row.keys()]
-    if run.setting("data", "eval_episodes") == 1:  # which has no spread
-        run.curve = [{k: math.nan if k.endswith("_std") else v for k, v in row.items()} for row in run.curve]
-    run.metrics = _numbers(folder / "logs" / "csv" / "metrics.csv")
-    for path in sorted((folder / "rounds").glob("round_*.json")):
-        figures = _json(path)
-        if figures is not None and {"round", "env_steps"} <= figures.keys():
-            run.rounds.append(figures)
-    for path in sorted((folder / "rounds").glob("round_*_samples.safetensors")):
-        columns, _ = _tensors(path)
-        if columns:
-            run.samples[int(path.name.split("_")[1])] = columns
-    for path in sorted((folder / "rounds").glob("round_*_vlm.safetensors")):
-        columns, metadata = _tensors(path)
-        if columns:
-            run.vlm[int(path.name.split("_")[1])] = VLMAlone(columns, {k: float(v) for k, v in metadata.items()})
-    run.profile = _json(folder / "profile.json")
-    if env_steps_of(folder / "summary.json") >= run.length:
-        run.state = "finished"
-    elif _is_held(folder / LOCK_FILE):
-        run.state = "running"
-    return run
-
-
-def _numbers(path: Path) -> list[dict[str, float]]:
-    """Rows of a CSV, without what is no number: empty cells, and a line that is not whole yet."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error):
-        return []
-    return [{name: value for name, text in row.items() if (value := _number(text)) is not None} for row in rows]
-
-
-def _number(text: Any) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _tensors(path: Path) -> tuple[Columns, Mapping[str, str]]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return {}, {}
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process writes the run; asked without keeping one from it."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except OSError:
         return False

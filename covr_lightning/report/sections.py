@@ -123,6 +123,7 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
         page.add(_performance_table(group, "return", label))
         if group.drives:
             page.add(_performance_table(group, "distance", "DD (m)"))
+        page.add(_unheard(group))
         if not any(run.vlm for run in group.runs):
             folder = group.first.folder
             said = f"How the VLM does alone is not recorded: <code>{PLAY_ALONE}</code> plays it in each round"
@@ -135,6 +136,20 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
         for run in group.runs:
             if run.rounds:
                 page.add(_figures_table(run, f"Seed {run.seed}" if len(group.runs) > 1 else ""))
+
+
+def _unheard(group: Group) -> str:
+    """Says how often the VLM alone could not be understood; nothing where it always was."""
+    asked, unparsable, unanswered = (
+        int(sum(one.facts.get(name, 0) for run in group.runs for one in run.vlm.values()))
+        for name in ("asked", "unparsable", "unanswered")
+    )
+    if not unparsable + unanswered:
+        return ""
+    return (
+        f'<p class="small">Of {asked:,} answers that the VLM was asked for while it played alone, {unparsable:,} could '
+        f"not be parsed and {unanswered:,} never came; the action was 0 then.</p>"
+    )
 
 
 def _performance_table(group: Group, name: str, label: str) -> str:
@@ -179,13 +194,22 @@ def _figures_table(run: Run, caption: str) -> str:
             number(figure_of(r, "entropy"), 2), number(figure_of(r, "tau")), _held_out(r),
             number(figure_of(r, "error_before"), 3), number(figure_of(r, "error_after"), 3),
             number(figure_of(r, "error_constant"), 3), number(figure_of(r, "noise"), 3),
-            f"{percent(figure_of(r, 'unparsable_before'))} → {percent(figure_of(r, 'unparsable_after'))}",
+            _unparsable(r),
             number(figure_of(r, "seconds"), 0), number(figure_of(r, "peak_memory_mb"), 0),
         ]
         for r in run.rounds
     ]  # fmt: skip
     legend = "w > 0: rows trained on; held out: rows / episodes that they are of; s: seconds; MB: peak memory"
     return table(head, rows, f"{caption}. {legend}" if caption else legend)
+
+
+def _unparsable(r: dict[str, Any]) -> str:
+    """Shares of the answers that could not be parsed, and of the rows that got none."""
+    text = f"{percent(figure_of(r, 'unparsable_before'))} → {percent(figure_of(r, 'unparsable_after'))}"
+    unanswered = [figure_of(r, f"unanswered_{when}") for when in ("before", "after")]
+    if any(share > 0 for share in unanswered):
+        text += f" (no answer: {' → '.join(map(percent, unanswered))})"
+    return text
 
 
 def _held_out(r: dict[str, Any]) -> str:

@@ -20,6 +20,9 @@ _NO_RESULT = ("base", "runs_dir", "name", "ckpt_path", "weights_only", "video", 
 #: Keys of ProgressiveFineTune that say what a round records beside its work, and change none of it.
 _RECORDED = re.compile(r"trainer\.callbacks\.\d+\.(save_rows|samples|vlm_episodes)")
 
+#: Priors that do not go by what the VLM returns alone; with any other one, ``vlm_episodes`` does change a result.
+_NOT_BY_EPISODES = ("NoPrior", "ConstantPrior", "DelayedPrior", "SkilledPrior", "AnnealedPrior")
+
 #: Keys that hold a run's seed.
 SEEDS = ("seed_everything", "data.seed", "model.seed")
 
@@ -49,7 +52,14 @@ def seed_arguments(seed: int) -> list[str]:
 
 def result_settings(config: Configuration) -> dict[str, Any]:
     """The settings that can change a result, by their keys as the command line has them (without ``init_args``)."""
-    return {key: value for key, value in _flat(config) if key not in _NO_RESULT and not _RECORDED.fullmatch(key)}
+    settings = {key: value for key, value in _flat(config) if key not in _NO_RESULT}
+    prior = str(settings.get("model.prior.class_path", "NoPrior")).rpartition(".")[2]
+    counts = prior not in _NOT_BY_EPISODES
+    return {
+        key: value
+        for key, value in settings.items()
+        if not _RECORDED.fullmatch(key) or (counts and key.endswith(".vlm_episodes"))
+    }
 
 
 def differences(there: Configuration, here: Configuration) -> list[str]:

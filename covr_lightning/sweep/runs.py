@@ -18,6 +18,9 @@ from covr_lightning.sweep.differences import Configuration, differences, read_co
 #: ``new`` has nothing to go on from, ``cut`` has a last checkpoint, ``finished`` has its summary.
 State = Literal["new", "cut", "finished"]
 
+#: What the folder of a run that was cut before its first checkpoint ends in, once it is set aside.
+SET_ASIDE = ".cut"
+
 
 @dataclass
 class SweepRun:
@@ -115,7 +118,7 @@ class SweepRun:
         """
         if not self.folder.exists():
             return None
-        aside = self.folder.with_name(f"{self.folder.name}.cut")
+        aside = self.folder.with_name(self.folder.name + SET_ASIDE)
         shutil.rmtree(aside, ignore_errors=True)
         try:
             self.folder.rename(aside)

@@ -200,9 +200,7 @@ def load_lora(model: Any, folder: Path, lora: LoRA) -> None:
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:
-        raise ConfigError(
-            f"{WEIGHTS_FILE} of the adapter {str(folder)!r} (YAML key vlm.adapter) is damaged or cut off ({error})."
-        ) from error
+        raise damaged(folder, error) from error
     # PEFT loads what fits and leaves the rest as it was, which would mix two adapters.
     present = get_peft_model_state_dict(model, save_embedding_layers=False)
     differing = [name for name in sorted({*present, *weights}) if _shape(present, name) != _shape(weights, name)]
@@ -223,6 +221,13 @@ def check_adapter(folder: Path) -> None:
     """
     if not (folder / SETTINGS_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise ConfigError(f"vlm.adapter is {str(folder)!r}, where no adapter is ({SETTINGS_FILE}, {WEIGHTS_FILE}).")
+
+
+def damaged(folder: Path, error: Exception) -> ConfigError:
+    """What to say of an adapter whose weights cannot be read."""
+    return ConfigError(
+        f"{WEIGHTS_FILE} of the adapter {str(folder)!r} (YAML key vlm.adapter) is damaged or cut off ({error})."
+    )
 
 
 def adapter_digest(folder: Path) -> str:

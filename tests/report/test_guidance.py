@@ -11,7 +11,7 @@ import yaml
 from covr_lightning.report.groups import Group
 from covr_lightning.report.guidance import LOSS, Stretch, over_training, stretches
 from covr_lightning.report.page import percent
-from covr_lightning.report.runs import read_run
+from covr_lightning.report.reading import read_run
 from tests.report.pages import report
 from tests.report.test_seeds import write_run
 

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from covr_lightning.cli import main
 from covr_lightning.report.groups import group_runs
-from covr_lightning.report.runs import find_runs, read_run
+from covr_lightning.report.reading import read_run
+from covr_lightning.report.runs import find_runs
 from covr_lightning.saving.lock import LOCK_FILE
 from tests.report.pages import report
 from tests.short_runs import SMALL, fit
@@ -141,6 +142,14 @@ def test_covr_test_with_a_rounds_adapter_writes_what_the_round_wrote(
     assert alone.keys() == of_round.keys()
     for name, column in alone.items():
         assert np.array_equal(column, of_round[name]), name
+    # What another VLM does, or this one otherwise, is not what the run's round has come to.
+    path.unlink()
+    aside = adapter.rename(adapter.with_name("round_001_adapter.0123456789ab"))
+    assert main(["test", *arguments[:-1], str(aside), "--runs_dir", str(tmp_path / "tests")]) == 0
+    adapter = aside.rename(adapter)
+    for other in (["--vlm.frames", "2"], ["--data.seed", "8"], ["--data.label_every_agent_steps", "3"]):
+        assert main(["test", *arguments, *other, "--runs_dir", str(tmp_path / "tests")]) == 0
+    assert not path.exists()
 
 
 def test_a_run_under_way(run: Path, tmp_path: Path) -> None:

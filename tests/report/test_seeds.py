@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 from covr_lightning.report import figures
 from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.overview import rounds_said
-from covr_lightning.report.runs import find_runs, read_run
+from covr_lightning.report.reading import read_run
+from covr_lightning.report.runs import find_runs
 from tests.report.pages import report
 
 CARTPOLE = {

@@ -15,10 +15,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from covr_lightning import agent
 from covr_lightning.cli import main
 from covr_lightning.errors import ConfigError
 from covr_lightning.sweep.configuration import configuration
-from covr_lightning.sweep.differences import differences, read_configuration, seed_arguments, with_seed
+from covr_lightning.sweep.differences import (
+    _NOT_BY_EPISODES,
+    differences,
+    read_configuration,
+    seed_arguments,
+    with_seed,
+)
 
 # An agent step is 40 environment steps, an episode 25 agent steps; evaluations at 40, 1000 and 2000 environment steps.
 SETTINGS = """
@@ -124,12 +131,23 @@ def test_configurations(folder: Path) -> None:
     rounds = ["fit", "--config", "quickstart.yaml"]
     recorded = [f"--trainer.callbacks.{key}" for key in ("save_rows=true", "samples=2", "vlm_episodes=3")]
     assert differences(configuration(rounds), configuration([*rounds, *recorded])) == []
+    by_episodes = ["fit", "--config", "learning_cpu/covr_ahead.yaml"]
+    assert differences(configuration(by_episodes), configuration([*by_episodes, *recorded])) == [
+        "trainer.callbacks.0.vlm_episodes is 2 there, 3 here"
+    ]
     assert differences(configuration(rounds), configuration([*rounds, "--trainer.callbacks.entropy_states=5"])) == [
         "trainer.callbacks.0.entropy_states is 1024 there, 5 here"
     ]
     assert read_configuration(Path("none.yaml")) == {}
     with pytest.raises(ConfigError):
         configuration([*fit, "--model.gama", "0.9"])
+
+
+def test_priors_that_go_by_the_vlm_s_episodes_are_known() -> None:
+    priors = [kind for kind in vars(agent).values() if isinstance(kind, type) and issubclass(kind, agent.Prior)]
+    assert {kind.__name__ for kind in priors if kind is not agent.Prior and not kind.needs_vlm_return} == {
+        *_NOT_BY_EPISODES
+    }
 
 
 def children(pid: int) -> list[int]:

@@ -54,14 +54,22 @@ def check_url(url: str, setting: str) -> str:
     Raises:
         ConfigError: It is no such address, or has a password in it.
     """
-    parts = urlsplit(url)
+    import urllib3
+
+    wrong = f"{setting}.url is {url!r}; it must be like 'http://127.0.0.1:8000/v1'."
+    try:
+        parts = urlsplit(url)
+        urllib3.util.parse_url(url)
+        _ = parts.port
+    except (ValueError, urllib3.exceptions.LocationParseError):
+        raise ConfigError(wrong) from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
             f"{setting}.url has a name or password in it, which would end up in the run's config.yaml: put the key "
             f"into an environment variable and its name into {setting}.api_key_variable."
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"{setting}.url is {url!r}; it must be like 'http://127.0.0.1:8000/v1'.")
+        raise ConfigError(wrong)
     return url.rstrip("/")
 
 
@@ -87,11 +95,16 @@ class HTTPService:
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         self._key = ""
         if key_variable is not None:
-            self._key = os.environ.get(key_variable, "")
+            self._key = os.environ.get(key_variable, "").strip()  # a mounted secret ends in a newline
             if not self._key:
                 raise ConfigError(
                     f"{setting}.api_key_variable is {key_variable!r}, but the environment has no such variable, or it "
                     "is empty."
+                )
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise ConfigError(
+                    f"{setting}.api_key_variable is {key_variable!r}, whose value has characters that no key has: it "
+                    "must be printable ASCII in one line."
                 )
             self._headers["Authorization"] = f"Bearer {self._key}"
         self._pool = urllib3.connection_from_url(

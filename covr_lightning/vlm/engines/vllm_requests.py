@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.vlm.adapters import WEIGHTS_FILE, LoRA, adapter_digest, check_adapter, lora_modules
+from covr_lightning.vlm.adapters import WEIGHTS_FILE, LoRA, adapter_digest, check_adapter, damaged, lora_modules
 from covr_lightning.vlm.grammar import CLOSING, answer_regex, longest_answer, most_integer_digits
 from covr_lightning.vlm.picking import frame_seed
 
@@ -125,13 +125,16 @@ def check_weights(folder: Path) -> None:
     """Refuse an adapter of which vLLM would serve a part only.
 
     Raises:
-        ConfigError: It has weights outside the language model, or there is none.
+        ConfigError: It has weights outside the language model, its file is damaged, or there is none.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     check_adapter(folder)
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        names = list(file.keys())
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            names = list(file.keys())
+    except SafetensorError as error:
+        raise damaged(folder, error) from error
     _check(names, f"The adapter is {str(folder)!r}")
 
 

@@ -178,3 +178,12 @@ def test_weights_loaded_later_get_the_adapter_in_force(stub: VLLMStub, rounds: l
             assert torch.equal(parameter, torch.full_like(parameter, 0.01))
     with pytest.raises(ValueError, match="reads a round's adapter from a folder"):
         vlm.adapter_trained(1)
+
+
+def test_a_damaged_adapter_is_said_in_a_sentence(stub: VLLMStub, rounds: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "round_003_adapter"
+    shutil.copytree(rounds[0], folder)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:40])
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors of the adapter .* is damaged or cut off"):
+        vlm_at(stub).load_adapter(folder, 3)

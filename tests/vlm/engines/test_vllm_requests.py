@@ -104,6 +104,14 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     stub.key = "another"
     assert vlm.answer(frames(1)) == [None]
     assert "401" in caplog.text
+    stub.key = "s3cret"
+    monkeypatch.setenv("LABEL_KEY", "s3cret\n")  # as mounted files have it
+    assert vlm_at(stub, api_key_variable="LABEL_KEY").answer(frames(1)) == answers(1)
+    for wrong in ("s3cr\net", "s3crét"):
+        monkeypatch.setenv("LABEL_KEY", wrong)
+        with pytest.raises(ConfigError, match=r"api_key_variable is 'LABEL_KEY', whose value has .* no key has") as odd:
+            vlm_at(stub, api_key_variable="LABEL_KEY")
+        assert wrong not in str(odd.value)
     for secret in ("s3cret", "wr0ng"):
         assert secret not in caplog.text + str(refused.value) + repr(vars(vlm.engine))
 
@@ -146,6 +154,10 @@ def test_redirects_are_not_followed(stub: VLLMStub) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"url": "http://127.0.0.1:80a/v1"}, r"vlm\.engine\.url is 'http://127\.0\.0\.1:80a/v1'; it must be like"),
+        ({"url": "http://127.0.0.1:99999"}, r"vlm\.engine\.url is .*99999'; it must be like"),
+        ({"url": "http://ho st:80"}, r"vlm\.engine\.url is 'http://ho st:80'; it must be like"),
+        ({"url": "http://[::1/v1"}, r"vlm\.engine\.url is .*; it must be like"),
         ({"url": "127.0.0.1:8000"}, r"vlm\.engine\.url is '127\.0\.0\.1:8000'; it must be like"),
         ({"url": "ftp://127.0.0.1/v1"}, r"must be like"),
         ({"url": "http://u:p4ss@127.0.0.1:8000/v1"}, r"has a name or password in it"),

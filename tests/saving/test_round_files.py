@@ -8,7 +8,7 @@ import pytest
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.round_adapters import fetch, remove_double, set_aside
-from covr_lightning.finetune.round_files import RoundFiles, round_of, take_back
+from covr_lightning.saving.round_files import RoundFiles, round_of, take_back
 from covr_lightning.vlm.adapters import adapter_digest
 
 
