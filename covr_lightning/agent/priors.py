@@ -19,7 +19,9 @@ Action = Literal["sample", "mean"]
 MeanOver = Literal["labelled", "batch"]
 
 
-def imitation_error(a_r: Tensor, a_v: Tensor, valid: Tensor, mean_over: MeanOver = "labelled") -> Tensor:
+def imitation_error(
+    a_r: Tensor, a_v: Tensor, valid: Tensor, mean_over: MeanOver = "labelled", counted: Tensor | None = None
+) -> Tensor:
     """Mean of ‖a_v − a_r‖², summed over action dimensions (Eq. 4).
 
     Args:
@@ -28,12 +30,15 @@ def imitation_error(a_r: Tensor, a_v: Tensor, valid: Tensor, mean_over: MeanOver
         valid: Which rows have a label (B,) or (B, 1) bool.
         mean_over: ``"labelled"``: over the rows that have a label. ``"batch"``: over all B, of which those without a
             label add 0.
+        counted: Which rows' distance counts (B,) or (B, 1) bool; the others add 0 to the same mean. All by default.
 
     Returns:
         Scalar; 0 where no row is labelled. In several processes the mean of their scalars is that of the joined batch.
     """
     mask = valid.reshape(-1).to(a_r.dtype)
     squared = (a_v - a_r).square().sum(-1)
+    if counted is not None:
+        squared = squared * counted.reshape(-1)
     if mean_over == "batch":
         return (squared * mask).sum() / len(mask)
     # Every process divides by the same: its own number of labels would give each process's rows another weight.
@@ -48,6 +53,9 @@ class Prior(ABC):
         mean_over: What the distance is averaged over. ``"labelled"``: the rows that have an answer of the VLM, so that
             the pull is the same however few they are. ``"batch"``: all rows, so that it grows with the share that has
             one, and a row with an answer is pulled by λ where Q counts once.
+        q_filter: Count the distance on those rows alone where the critics think more of the VLM's action than of the
+            policy's, min Q(s, a_v) > min Q(s, a_r), as Nair et al. (2018) do with demonstrations; not in the paper. The
+            mean is over the same rows as without. By default every answer counts, as in Eq. 4.
 
     Attributes:
         uses_vlm: Whether a VLM is needed at all.
@@ -59,7 +67,7 @@ class Prior(ABC):
     needs_measure: bool = False
     needs_vlm_return: bool = False
 
-    def __init__(self, action: Action = "sample", mean_over: MeanOver = "labelled") -> None:
+    def __init__(self, action: Action = "sample", mean_over: MeanOver = "labelled", q_filter: bool = False) -> None:
         for name, value, choices in (("action", action, Action), ("mean_over", mean_over, MeanOver)):
             if value not in get_args(choices):
                 raise ConfigError(
@@ -67,6 +75,7 @@ class Prior(ABC):
                 )
         self.action: Action = action
         self.mean_over: MeanOver = mean_over
+        self.q_filter = q_filter
 
     @abstractmethod
     def weight(self, counters: Counters) -> float:
@@ -102,7 +111,9 @@ class Prior(ABC):
             policy_return: Its mean return.
         """
 
-    def loss(self, a_r: Tensor, a_v: Tensor, valid: Tensor, lam: float | Tensor) -> Tensor:
+    def loss(
+        self, a_r: Tensor, a_v: Tensor, valid: Tensor, lam: float | Tensor, preferred: Tensor | None = None
+    ) -> Tensor:
         """λ times the squared distance to the VLM's actions.
 
         Args:
@@ -110,10 +121,11 @@ class Prior(ABC):
             a_v: (B, A).
             valid: (B,) or (B, 1) bool.
             lam: λ; a tensor where a CUDA graph is to read it anew each time, and then not 0.
+            preferred: With `q_filter`, the rows whose a_v the critics prefer (B,) or (B, 1) bool.
         """
         if not isinstance(lam, Tensor) and lam == 0:
             return torch.zeros((), device=a_r.device)
-        return lam * imitation_error(a_r, a_v, valid, self.mean_over)
+        return lam * imitation_error(a_r, a_v, valid, self.mean_over, preferred)
 
 
 class NoPrior(Prior):
@@ -133,10 +145,17 @@ class ConstantPrior(Prior):
         lam: λ.
         action: See :class:`Prior`.
         mean_over: See :class:`Prior`.
+        q_filter: See :class:`Prior`.
     """
 
-    def __init__(self, lam: float = 1.0, action: Action = "sample", mean_over: MeanOver = "labelled") -> None:
-        super().__init__(action, mean_over)
+    def __init__(
+        self,
+        lam: float = 1.0,
+        action: Action = "sample",
+        mean_over: MeanOver = "labelled",
+        q_filter: bool = False,
+    ) -> None:
+        super().__init__(action, mean_over, q_filter)
         self.lam = _not_negative("lam", lam)
 
     def weight(self, counters: Counters) -> float:
@@ -155,6 +174,7 @@ class DelayedPrior(Prior):
         action: See :class:`Prior`.
         label_early: Ask the VLM before guidance starts as well. The answers then come from the base VLM and stay.
         mean_over: See :class:`Prior`.
+        q_filter: See :class:`Prior`.
     """
 
     def __init__(
@@ -164,8 +184,9 @@ class DelayedPrior(Prior):
         action: Action = "sample",
         label_early: bool = False,
         mean_over: MeanOver = "labelled",
+        q_filter: bool = False,
     ) -> None:
-        super().__init__(action, mean_over)
+        super().__init__(action, mean_over, q_filter)
         self.lam = _not_negative("lam", lam)
         self.after_rounds = int(_not_negative("after_rounds", after_rounds))
         self.label_early = label_early
@@ -201,6 +222,7 @@ class SkilledPrior(DelayedPrior):
         action: See :class:`Prior`.
         label_early: See :class:`DelayedPrior`.
         mean_over: See :class:`Prior`.
+        q_filter: See :class:`Prior`.
 
     Attributes:
         skill: That of the last round that was measured; 0 before.
@@ -236,6 +258,7 @@ class AheadPrior(DelayedPrior):
         action: See :class:`Prior`.
         label_early: See :class:`DelayedPrior`.
         mean_over: See :class:`Prior`.
+        q_filter: See :class:`Prior`.
 
     Attributes:
         vlm_return: Of the newest round in which the VLM acted alone; −∞ before.
@@ -253,8 +276,9 @@ class AheadPrior(DelayedPrior):
         action: Action = "sample",
         label_early: bool = False,
         mean_over: MeanOver = "labelled",
+        q_filter: bool = False,
     ) -> None:
-        super().__init__(lam, after_rounds, action, label_early, mean_over)
+        super().__init__(lam, after_rounds, action, label_early, mean_over, q_filter)
 
     def vlm_acted(self, vlm_return: float) -> None:
         """Take over the VLM's return."""
@@ -282,6 +306,7 @@ class AnnealedPrior(Prior):
         floor: Smallest λ.
         action: See :class:`Prior`.
         mean_over: See :class:`Prior`.
+        q_filter: See :class:`Prior`.
     """
 
     def __init__(
@@ -292,8 +317,9 @@ class AnnealedPrior(Prior):
         floor: float = 0.1,
         action: Action = "sample",
         mean_over: MeanOver = "labelled",
+        q_filter: bool = False,
     ) -> None:
-        super().__init__(action, mean_over)
+        super().__init__(action, mean_over, q_filter)
         self.start, self.decrement = _not_negative("start", start), _not_negative("decrement", decrement)
         if every_env_steps < 1:
             raise ConfigError(f"model.prior.every_env_steps is {every_env_steps}; it must be 1 or more.")

@@ -247,7 +247,8 @@ class SACModule(Resuming):
                 q = torch.minimum(*self.critic(z_q, a_r))
                 loss_pi = (alpha * log_pi - q).mean()
                 guided = a_r if self.prior.action == "sample" else mean
-                loss_prior = self.prior.loss(guided, batch["a_v"], batch["a_v_valid"], lam)
+                preferred = self._preferred(z_q, batch["a_v"], q) if self.prior.q_filter else None
+                loss_prior = self.prior.loss(guided, batch["a_v"], batch["a_v_valid"], lam, preferred)
                 self._descend(actor_opt, loss_pi + loss_prior, "actor's loss")
 
             loss_alpha = (self.log_alpha.exp() * (-log_pi - self.target_entropy).detach()).mean()
@@ -259,6 +260,9 @@ class SACModule(Resuming):
                 "train/alpha": alpha,
                 "train/labelled": batch["a_v_valid"].float().mean(),
             }
+            if preferred is not None:
+                of_labelled = (preferred & batch["a_v_valid"]).sum() / batch["a_v_valid"].sum().clamp(min=1)
+                metrics["train/preferred"] = of_labelled
             lap("actor")
 
         for objective, optimizer in zip(self.objective_list, objective_opts, strict=True):
@@ -275,6 +279,11 @@ class SACModule(Resuming):
                 objective.update_targets(self)
         lap("targets")
         return torch.stack(errors).abs().mean(0).squeeze(-1), metrics
+
+    @torch.no_grad()
+    def _preferred(self, z: Tensor, a_v: Tensor, q: Tensor) -> Tensor:
+        """Where the critics think more of the VLM's action than of the policy's, which they give q (B, 1); (B, 1)."""
+        return torch.minimum(*self.critic(z, a_v)) > q
 
     def _descend(self, optimizer: Any, loss: Tensor, name: str) -> None:
         """One optimizer step down a loss, if loss and gradients are finite."""

@@ -44,7 +44,8 @@ def _prior(part: Any) -> str:
         name += f" λ = {_short(settings['lam'])}"
     elif {"start", "floor"} <= settings.keys():
         name += f" λ = {_short(settings['start'])} to {_short(settings['floor'])}"
-    return name + (f" from round {settings['after_rounds']}" if "after_rounds" in settings else "")
+    name += f" from round {settings['after_rounds']}" if "after_rounds" in settings else ""
+    return name + " with a Q filter" * bool(settings.get("q_filter"))
 
 
 def _rounds(run: Run) -> list[str]:

@@ -20,6 +20,8 @@ from covr_lightning.report.sections import named
 
 #: What an update of the actor logs of its prior.
 LOSS, LAMBDA, LABELLED = "train/prior_loss", "train/lambda", "train/labelled"
+#: And with a `q_filter`.
+PREFERRED = "train/preferred"
 
 #: Logged updates that a point of the figure is the mean of: batches have few answers, so single ones jump.
 _MEAN_OF = 8
@@ -34,6 +36,7 @@ class Stretch(NamedTuple):
         loss: Eq. 4's term, with λ.
         lam: λ.
         labelled: Share of a batch's rows that had an answer.
+        preferred: Share of these whose answer the critics preferred to the policy's action; NaN without a `q_filter`.
     """
 
     round: int
@@ -41,6 +44,7 @@ class Stretch(NamedTuple):
     loss: float
     lam: float
     labelled: float
+    preferred: float = math.nan
 
 
 def stretches(run: Run) -> list[Stretch]:
@@ -53,7 +57,8 @@ def stretches(run: Run) -> list[Stretch]:
         own = [row for row in rows if begins < row["step"] <= ends]
         if own:
             means = [float(np.mean([row[name] for row in own])) for name in (LOSS, LAMBDA, LABELLED)]
-            found.append(Stretch(round_, begins, *means))
+            preferred = [row[PREFERRED] for row in own if PREFERRED in row]
+            found.append(Stretch(round_, begins, *means, fmean(preferred) if preferred else math.nan))
     return found
 
 
@@ -134,6 +139,7 @@ def _table(group: Group) -> str:
     """A row for each stretch, over the seeds that have it."""
     several = len(group.runs) > 1
     found = sorted((one for run in group.runs for one in stretches(run)), key=lambda one: one.round)
+    filtered = any(math.isfinite(one.preferred) for one in found)
     rows = []
     for round_, same in itertools.groupby(found, key=lambda one: one.round):
         of_seeds = list(same)
@@ -144,9 +150,11 @@ def _table(group: Group) -> str:
                 f"after round {round_}" if round_ else "before the first round",
                 "–".join(f"{step:,}" for step in dict.fromkeys([begins[0], begins[-1]])),
                 *[str(len(of_seeds))] * several,
-                plus_minus(*lam, 2), percent(float(np.mean([one.labelled for one in of_seeds]))), plus_minus(*loss, 3),
+                plus_minus(*lam, 2), percent(float(np.mean([one.labelled for one in of_seeds]))),
+                *[percent(float(np.mean([one.preferred for one in of_seeds])))] * filtered, plus_minus(*loss, 3),
             ]
         )  # fmt: skip
-    head = ["stretch", "from step", *["seeds"] * several, "λ", "rows with an answer", "λ‖a_v − a_r‖²"]
+    head = ["stretch", "from step", *["seeds"] * several, "λ", "rows with an answer"]
+    head += [*["of these preferred"] * filtered, "λ‖a_v − a_r‖²"]
     spread = "; ± standard deviation over these seeds' means" if several else ""
     return table(head, rows, f"Means over the updates that were logged between two rounds{spread}")

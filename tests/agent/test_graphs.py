@@ -137,6 +137,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,
     "guided": lambda: {"prior": ConstantPrior(1.0)},
     "annealed": lambda: {"prior": AnnealedPrior(2.0, 0.01, 1, 0.0)},
+    "Q filter": lambda: {"prior": ConstantPrior(1.0, q_filter=True)},
     "crop": lambda: {"augmentation": RandomCrop(16)},
     "translate": lambda: {"augmentation": RandomTranslate(24)},
     "shift": lambda: {"augmentation": RandomShift(2)},

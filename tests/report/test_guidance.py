@@ -54,6 +54,15 @@ def test_stretches_over_seeds(tmp_path: Path) -> None:
         assert (tmp_path / "out" / f"{name}.png").is_file()
 
 
+def test_the_share_that_the_critics_prefer(tmp_path: Path) -> None:
+    lines = "6000,2,0.5,0.5,0.2\n7000,2,0.5,0.5,0.4\n12000,2,0.1,0.2,0.6\n"
+    guided(tmp_path / "runs" / "mine", 1, HEAD.replace("\n", ",train/preferred\n") + lines)
+    page = report(tmp_path / "runs", out=tmp_path / "out")
+    titles = ["stretch", "from step", "λ", "rows with an answer", "of these preferred", "λ‖a_v − a_r‖²"]
+    header = page.rows.index(titles)
+    assert [row[4] for row in page.rows[header + 1 : header + 3]] == ["30 %", "60 %"]
+
+
 def test_lines_break_at_rounds_and_a_share_that_is_not_0_is_not_shown_as_0(tmp_path: Path) -> None:
     rows = "".join(f"{step},{0 if step <= 5000 else 2},0.004,{step / 1000}\n" for step in range(1000, 9000, 1000))
     run = read_run(guided(tmp_path, 1, HEAD + rows))
