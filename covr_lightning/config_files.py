@@ -80,14 +80,16 @@ def resolve_folder(name: str) -> Path:
 
 def no_config(kind: str, name: str, bundled: dict[str, Path], option: str) -> ConfigError:
     """The error of a name that leads nowhere."""
-    by_last = {path.rpartition("/")[2]: path for path in bundled}
+    by_stem = {Path(path).stem: path for path in bundled}
+    if kind == "config" and Path(name).name == "config.yaml":  # a run's own
+        return ConfigError(f"{name} ({option}) is no file: there is no such run in {Path.cwd()}.")
     if kind == "config" and Path(name).as_posix() in bundled_folders():
         inside = [one for one in bundled if one.startswith(f"{Path(name).as_posix()}/")]
         return ConfigError(
             f"{name} is a folder of configs ({option}): give one of {', '.join(inside)}, or run all by `covr sweep "
             f"{name}`."
         )
-    near = [by_last[last] for last in difflib.get_close_matches(Path(name).name, by_last, n=3, cutoff=0.4)]
+    near = [by_stem[stem] for stem in difflib.get_close_matches(Path(name).stem, by_stem, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ConfigError(
         f"No {kind} {name!r} in {Path.cwd()} or among the shipped ones ({option}): {hint}"

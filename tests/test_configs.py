@@ -237,6 +237,10 @@ def test_names_resolve_here_first_then_among_the_shipped(tmp_path: Path, monkeyp
     assert resolve("quickstart").resolve() == tmp_path / "quickstart.yaml"
     with pytest.raises(ConfigError, match=r"did you mean dmc_rad\.yaml"):
         resolve("dmc_rd.yaml")
+    with pytest.raises(ConfigError, match=r"No config 'nope\.yaml' in .* \(--config\): `covr configs` lists"):
+        resolve("nope.yaml")
+    with pytest.raises(ConfigError, match=r"runs/mine/config\.yaml \(--config\) is no file: there is no such run in"):
+        resolve("runs/mine/config.yaml")
 
 
 class Parsed(CovrCLI):

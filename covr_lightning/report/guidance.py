@@ -56,9 +56,9 @@ def stretches(run: Run) -> list[Stretch]:
         ends = bounds[i + 1][1] if i + 1 < len(bounds) else math.inf
         own = [row for row in rows if begins < row["step"] <= ends]
         if own:
-            means = [float(np.mean([row[name] for row in own])) for name in (LOSS, LAMBDA, LABELLED)]
+            loss, lam, labelled = (fmean(row[name] for row in own) for name in (LOSS, LAMBDA, LABELLED))
             preferred = [row[PREFERRED] for row in own if PREFERRED in row]
-            found.append(Stretch(round_, begins, *means, fmean(preferred) if preferred else math.nan))
+            found.append(Stretch(round_, begins, loss, lam, labelled, fmean(preferred) if preferred else math.nan))
     return found
 
 

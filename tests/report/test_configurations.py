@@ -64,11 +64,12 @@ COVR = run_of(
                     "augmentation": part("covr_lightning.agent.RandomShift"),
                     "views": part("covr_lightning.agent.DrQViews"), "encoder": "covr_lightning.agent.Flare",
                     "objectives": [part("covr_lightning.agent.CURL"), part("covr_lightning.agent.DeepMDP")],
-                    "prior": part("covr_lightning.agent.AnnealedPrior", start=2.0, floor=0.1),
+                    "prior": part("covr_lightning.agent.AnnealedPrior", start=2.0, floor=0.1, q_filter=True),
                 },
                 sampler=part("covr_lightning.data.ProportionalSampler"),
             ),
-            "RandomShift, DrQViews, Flare, CURL, DeepMDP, ProportionalSampler, AnnealedPrior λ = 2 to 0.1, no rounds",
+            "RandomShift, DrQViews, Flare, CURL, DeepMDP, ProportionalSampler, AnnealedPrior λ = 2 to 0.1 with a Q "
+            "filter, no rounds",
         ),
         (
             run_of({}, fine_tuning(schedule=part("covr_lightning.finetune.GivenSchedule", at_env_steps=[900, 50_000]))),
