@@ -123,6 +123,10 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
          "vlm.frames": 2, "data.label_every_agent_steps": 1, "trainer.callbacks.0.vlm_episodes": 2,
          "trainer.callbacks.0.settings.number_loss": 12.0},
     ),
+    "learning_cpu/covr_q_filter.yaml": (
+        "learning_cpu/covr_ahead.yaml",
+        {"model.prior.class_path": "covr_lightning.agent.DelayedPrior", "model.prior.q_filter": True},
+    ),
     "learning_gpu/rad.yaml": (
         "dmc_rad.yaml",
         {"model.augmentation.class_path": "covr_lightning.agent.RandomCrop", "model.augmentation.size": 84, **ON_A_GPU},

@@ -82,7 +82,7 @@ def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[Any
     )  # fmt: skip
     if wanted > rounds and goes_by is None:
         log.warning(
-            "%s (model.prior) waits for %d fine-tune rounds (after_rounds), but this run makes %s: the VLM never "
+            "%s (model.prior) waits for %d fine-tune rounds (after_rounds), but this run has %s: the VLM never "
             "guides, unless a run goes on that has had them.",
             type(prior).__name__, wanted, f"{rounds} (data.max_env_steps, schedule)" if making else
             "no ProgressiveFineTune (trainer.callbacks) to make any",

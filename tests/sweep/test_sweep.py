@@ -127,6 +127,7 @@ def test_configurations(folder: Path) -> None:
         "model.prior.lam is (missing) there, 1.0 here",
         "model.prior.action is (missing) there, sample here",
         "model.prior.mean_over is (missing) there, labelled here",
+        "model.prior.q_filter is (missing) there, false here",
     ]
     rounds = ["fit", "--config", "quickstart.yaml"]
     recorded = [f"--trainer.callbacks.{key}" for key in ("save_rows=true", "samples=2", "vlm_episodes=3")]
