@@ -31,10 +31,9 @@ def remove_double(own: Path) -> str | None:
     Returns:
         The digest of the round's adapter; None if it has none.
     """
-    if not own.is_dir():
-        return None
-    digest = adapter_digest(own)
-    shutil.rmtree(_aside(own, digest), ignore_errors=True)
+    digest = _digest_of(own)
+    if digest is not None:
+        shutil.rmtree(_aside(own, digest), ignore_errors=True)
     return digest
 
 

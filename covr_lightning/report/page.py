@@ -22,11 +22,9 @@ from covr_lightning.report.drawing import as_svg, write_png
 class Cell(str):
     """A table's cell as HTML, which a plain text that begins with ``<td`` is not."""
 
-    is_text = False
-
 
 class _TextCell(Cell):
-    is_text = True
+    """One of :func:`text_cell`."""
 
 
 class Page:
@@ -125,7 +123,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
         ours: Rows to stand out.
     """
     lines = ['<div class="scroll"><table>', f"<caption>{escape(caption)}</caption>" if caption else ""]
-    of_text = [bool(rows) and all(getattr(row[i], "is_text", False) for row in rows) for i in range(len(head))]
+    of_text = [bool(rows) and all(isinstance(row[i], _TextCell) for row in rows) for i in range(len(head))]
     kinds = [' class="text"' if text else "" for text in of_text]
     titles = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, head, strict=True))
     lines.append(f"<thead><tr>{titles}</tr></thead><tbody>")

@@ -96,14 +96,19 @@ def _answers(columns: Columns) -> str:
         lines = []
         for when in ("before", "after"):
             if when in columns:
-                valid, answered = (bool(columns.get(f"{when}_{is_}", [True] * len(columns[when]))[row]) for is_ in
-                                   ("valid", "answered"))  # fmt: skip
-                text = _action(columns[when][row]) if valid else "unparsable" if answered else "no answer"
-                lines.append(f'<span class="{when}">{when} {text}</span>')
+                lines.append(f'<span class="{when}">{when} {_said(columns, when, row)}</span>')
         lines.append(f'<span class="did">done {_action(columns["action"][row])}</span>')
         lines.append(f"return {number(float(columns['score'][row]))}")
         cells.append(f"<figure>{picture(frame)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
     return f'<div class="strip">{"".join(cells)}</div>'
+
+
+def _said(columns: Columns, when: str, row: int) -> str:
+    """The VLM's answer to a row, or why there is none; older files do not tell an answer that never came apart."""
+    if columns[f"{when}_valid"][row]:
+        return _action(columns[when][row])
+    answered = columns.get(f"{when}_answered")
+    return "unparsable" if answered is None or answered[row] else "no answer"
 
 
 def _episode(one: VLMAlone) -> str:

@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from covr_lightning.report.runs import Columns, Run, VLMAlone
 from covr_lightning.saving.lock import LOCK_FILE
-from covr_lightning.saving.round_files import RoundFiles, round_of
+from covr_lightning.saving.round_files import RoundFiles, rounds_in
 from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.sweep.runs import env_steps_of
 
-#: What a round's samples have, and what they may have beside it.
+#: Columns that a round's samples have in any case.
 _OF_SAMPLES = {"high", "score", "action", "before", "before_valid", "frames", "frame_rows", "action_low", "action_high"}
 #: What is there of the first episode of the VLM alone: all of it or nothing.
 _OF_FIRST_EPISODE = {"actions", "rewards", "frames", "frame_steps"}
@@ -34,10 +34,10 @@ def read_run(folder: Path) -> Run:
         run.curve = [{k: math.nan if k.endswith("_std") else v for k, v in row.items()} for row in run.curve]
     run.metrics = [row for row in _numbers(folder / "logs" / "csv" / "metrics.csv") if _are_finite(row, "step")]
     rounds = folder / "rounds"
-    run.rounds = [figures for path in sorted(rounds.glob("round_*.json")) if (figures := _round(_json(path)))]
-    numbers = sorted({n for path in rounds.glob("round_*_*") if (n := round_of(path)) is not None})
-    for n in numbers:
+    for n in rounds_in(rounds):
         files = RoundFiles(rounds, n)
+        if figures := _round(_json(files.report)):
+            run.rounds.append(figures)
         if samples := _samples(files.samples):
             run.samples[n] = samples
         if alone := _alone(files.episodes):

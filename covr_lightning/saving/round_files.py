@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_NAME = re.compile(r"round_(\d+)_")
+_NAME = re.compile(r"round_(\d+)[_.]")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def round_of(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def rounds_in(rounds: Path) -> list[int]:
+    """The rounds that a run's folder ``rounds`` holds anything of, in order."""
+    return sorted({number for path in rounds.glob("round_*") if (number := round_of(path)) is not None})
+
+
 def take_back(rounds: Path, last: int) -> None:
     """Remove what rounds after a run's last one have recorded: the run goes on from a moment before them.
 
@@ -65,8 +70,8 @@ def take_back(rounds: Path, last: int) -> None:
         rounds: The run's folder ``rounds``.
         last: The last round that the run has done.
     """
-    for path in rounds.glob("round_*"):
-        if (match := re.match(r"round_(\d+)", path.name)) and int(match[1]) > last:
-            own = RoundFiles(rounds, int(match[1]))
-            if path in (own.report, own.rows, own.samples, own.episodes):
-                path.unlink()
+    for number in rounds_in(rounds):
+        if number > last:
+            own = RoundFiles(rounds, number)
+            for path in (own.report, own.rows, own.samples, own.episodes):
+                path.unlink(missing_ok=True)
