@@ -77,12 +77,17 @@ def guidance(page: Page, groups: Sequence[Group]) -> None:
     with_prior = [group for group in groups if guides(group.runs[0])]
     if not with_prior:
         return
-    page.section(
-        "Guidance",
+    text = (
         "Eq. 4's term in the actor's loss, λ‖a_v − a_r‖², as updates logged it (each point is "
         f"the mean of {_MEAN_OF} of them): near 0 where the policy does what the "
-        "VLM says, where few rows of a batch have an answer, or where λ is small.",
+        "VLM says, where few rows of a batch have an answer, or where λ is small."
     )
+    if any(group.runs[0].setting("model", "prior", "q_filter") for group in with_prior):
+        text += (
+            " With a <code>q_filter</code> only those answers count that the critics prefer to the policy's action, "
+            "and the mean is still over all."
+        )
+    page.section("Guidance", text)
     for group in named(page, with_prior):
         runs = [run for run in group.runs if logged(run)]
         if not runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from tests.report.test_seeds import write_run
 HEAD = "step,train/lambda,train/labelled,train/prior_loss\n"
 
 
-def guided(folder: Path, seed: int, metrics: str, prior: str = "DelayedPrior") -> Path:
+def guided(folder: Path, seed: int, metrics: str, prior: str = "DelayedPrior", **init_args: Any) -> Path:
     """A run with rounds at 5,000 and 10,000 environment steps, and what its updates logged."""
     write_run(folder, seed, rounds={1: 5000, 2: 10000})
     run = folder / f"seed_{seed}"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["model"]["init_args"]["prior"] = {"class_path": f"covr_lightning.agent.{prior}", "init_args": {"lam": 2.0}}
+    own = {"class_path": f"covr_lightning.agent.{prior}", "init_args": {"lam": 2.0, **init_args}}
+    config["model"]["init_args"]["prior"] = own
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "logs" / "csv").mkdir(parents=True)
     (run / "logs" / "csv" / "metrics.csv").write_text(metrics)
@@ -56,11 +58,12 @@ def test_stretches_over_seeds(tmp_path: Path) -> None:
 
 def test_the_share_that_the_critics_prefer(tmp_path: Path) -> None:
     lines = "6000,2,0.5,0.5,0.2\n7000,2,0.5,0.5,0.4\n12000,2,0.1,0.2,0.6\n"
-    guided(tmp_path / "runs" / "mine", 1, HEAD.replace("\n", ",train/preferred\n") + lines)
+    guided(tmp_path / "runs" / "mine", 1, HEAD.replace("\n", ",train/preferred\n") + lines, q_filter=True)
     page = report(tmp_path / "runs", out=tmp_path / "out")
     titles = ["stretch", "from step", "λ", "rows with an answer", "of these preferred", "λ‖a_v − a_r‖²"]
     header = page.rows.index(titles)
     assert [row[4] for row in page.rows[header + 1 : header + 3]] == ["30 %", "60 %"]
+    assert "only those answers count that the critics prefer" in "".join(page.text)
 
 
 def test_lines_break_at_rounds_and_a_share_that_is_not_0_is_not_shown_as_0(tmp_path: Path) -> None:
