@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,12 +30,10 @@ from covr_lightning.agent.graphs import UpdateGraphs
 from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error, without_autocast
 from covr_lightning.agent.objectives import Objective
 from covr_lightning.agent.priors import NoPrior, Prior
-from covr_lightning.agent.resuming import Resuming
+from covr_lightning.agent.reporting import Reporting
 from covr_lightning.agent.views import OneView, Views
-from covr_lightning.counters import Counters
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
-from covr_lightning.evaluation import DeterministicPolicy, EpisodeResult, EpisodeStatistics, play_episode
 from covr_lightning.step_times import StepTimes
 
 
@@ -53,7 +50,7 @@ class Due:
     targets: bool
 
 
-class SACModule(Resuming):
+class SACModule(Reporting):
     """Pixel SAC with exchangeable parts. With every part null it is plain SAC.
 
     Gradients: the critics' loss (and objectives) move the shared convolutions; the actor's loss stops at their output,
@@ -139,19 +136,14 @@ class SACModule(Resuming):
         self.critic_tau, self.encoder_tau = critic_tau, encoder_tau
         self.target_entropy = -float(spec.action_dim)
         self.seed = seed
-        self.counters = Counters()
         self.finite = FiniteGuard(on_non_finite)
         self.torch_compile = torch_compile
         self.cuda_graphs = cuda_graphs
         self._graphs: UpdateGraphs | None = None
         self.times = StepTimes()
-        self.eval_episodes = EpisodeStatistics()
-        self.record_frames = False
         #: Told after each update of the critics which rows of the replay it was on (B,), and their |δ| (B,): the mean
         #: of both critics' |Q − y|. Set where the sampler goes by them.
         self.td_error_listener: Callable[[Tensor, Tensor], None] | None = None
-        #: Makes the policy of one evaluation episode; None takes this agent.
-        self.episode_policy: Callable[[], DeterministicPolicy] | None = None
 
         size = self.augmentation.output_size((spec.frame_height, spec.frame_width))
         self.trunk = encoder or ConvTrunk()
@@ -196,7 +188,7 @@ class SACModule(Resuming):
         self.counters.grad_steps = step
         if self.td_error_listener is not None:
             self.td_error_listener(batch["index"], errors)
-        self._log(metrics)
+        self.log_update(metrics)
 
     def due(self, grad_step: int) -> Due:
         """What is due at the n-th update, from 1."""
@@ -301,44 +293,7 @@ class SACModule(Resuming):
         v = torch.minimum(*self.target_critic(z, a_next)) - alpha * log_pi
         return r + self.gamma * not_done * v
 
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
-    def validation_step(self, seed: int, batch_idx: int = 0) -> EpisodeResult | None:  # type: ignore[override]
-        """Play one deterministic episode on the evaluation environment.
-
-        Args:
-            seed: The episode's seed; below 0 there is none to play.
-            batch_idx: Not used.
-        """
-        if seed < 0:
-            return None
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        policy = self.episode_policy() if self.episode_policy else self.act
-        result = play_episode(policy, data.eval_env, int(seed), record=self.record_frames)
-        self.eval_episodes.update(result)
-        return result
-
-    test_step = validation_step  # type: ignore[assignment]
-
-    def on_validation_epoch_end(self) -> None:
-        """Log mean and standard deviation over the evaluation's episodes."""
-        self._log_evaluation("eval")
-
-    def on_test_epoch_end(self) -> None:
-        """Log mean and standard deviation over the test's episodes."""
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, prefix: str) -> None:
-        result = {f"{prefix}/{name}": value.float() for name, value in self.eval_episodes.compute().items()}
-        self.eval_episodes.reset()
-        fitting = self.trainer.state.fn == "fit"
-        # Lightning prints a test's table of what goes to loggers, even if there are none.
-        self.log_dict(result, logger=not fitting, rank_zero_only=True)
-        if fitting:
-            self.prior.evaluated(float(result[f"{prefix}/return"]))
-            self._log_at_env_steps(result)
-
-    # -- optimizers, logging -------------------------------------------------------------------------------------
+    # -- optimizers, compilation ---------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam for critics with encoder, for the actor, for α, and one for each objective."""
@@ -378,21 +333,6 @@ class SACModule(Resuming):
         """The optimizers; all but the first unwrapped, so that Lightning's global_step counts critic updates."""
         first, *rest = self.optimizers()  # type: ignore[misc, attr-defined]
         return [first, *(getattr(optimizer, "optimizer", optimizer) for optimizer in rest)]
-
-    def _log(self, metrics: Mapping[str, Tensor]) -> None:
-        trainer = self._trainer
-        every = trainer.log_every_n_steps if trainer is not None else 0  # type: ignore[attr-defined]
-        if not every or self.counters.grad_steps % every:
-            return
-        everyones = processes.gather({name: float(value) for name, value in metrics.items()})
-        numbers = {name: fmean(one[name] for one in everyones) for name in metrics}
-        self._log_at_env_steps({**numbers, "train/lambda": self.prior.weight(self.counters)})
-
-    def _log_at_env_steps(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Hand metrics to the loggers now; Lightning's own rhythm starts anew with every resumed run."""
-        numbers = {name: float(value) for name, value in metrics.items()}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.counters.env_steps)
 
     def setup(self, stage: str) -> None:
         """Share the run's clock; compile the networks if asked to."""
