@@ -98,7 +98,7 @@ def collected(
         replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
     data.experience = Experience(
         replay, None, None, ReplayParts(Path("never written")), range(1), data.counters, acting.prior, acting.finite,
-        data.listeners, acting.times,
+        data.listeners, acting.training_returns, acting.times,
     )  # fmt: skip
     data.trainer = SimpleNamespace(lightning_module=acting)  # type: ignore[assignment]
     for item in collection.batches():

@@ -47,6 +47,7 @@ def write_at_the_end(folder: Path) -> None:
             "pixels": rows["pixels"],
             "next_pixels": rows["next", "pixels"],
             "done": rows["next", "done"],
+            "rewards": rows["next", "reward"],
             "played": played,
             "global_step": module.trainer.global_step,
         }

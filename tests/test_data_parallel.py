@@ -105,6 +105,15 @@ def test_an_evaluation_runs_once(two: list[Held], folder: Path) -> None:
     assert [float(n) for n in episodes] == [3.0] * 3
 
 
+def test_training_returns_are_means_over_all_processes(two: list[Held], folder: Path) -> None:
+    with (folder / "run" / "logs" / "csv" / "metrics.csv").open() as file:
+        logged = [float(row["train/return"]) for row in csv.DictReader(file) if row["train/return"]]
+    # Both processes' episodes of 25 steps end together, after 25, 50 and 75 of their own. The last two updates, one
+    # of them logged, come after the last step.
+    episodes = torch.stack([held["rewards"].reshape(3, 25).sum(1) for held in two]).mean(0)
+    assert logged == pytest.approx(episodes.tolist())
+
+
 def test_a_round_takes_the_rows_of_all_processes(two: list[Held], folder: Path) -> None:
     # At 1200 environment steps each of the two environments has taken 15 agent steps, and no episode of 25 has ended;
     # at 3600 one of each has.

@@ -57,6 +57,20 @@ def test_guidance_labels_after_the_first_round_only(run: Path) -> None:
     assert all(value == (1.0 if step >= 1240 else 0.0) for step, value in lam.items())
 
 
+def test_training_returns_are_logged(run: Path) -> None:
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    storage = FrameStackStorage(saved["replays"][0]["max_size"])
+    ReplayParts(run / "replay").restore(storage, saved["replays"][0])
+    returns = storage.get(range(150))["next", "reward"].reshape(6, 25).sum(1).tolist()
+    assert len({*returns}) == 6
+    with (run / "logs" / "csv" / "metrics.csv").open() as file:
+        logged = {int(row["step"]): float(row["train/return"]) for row in csv.DictReader(file) if row["train/return"]}
+    # Every tenth update is logged: those at agent steps 29, 39, …; the sixth episode ends with the run, after the last.
+    steps = [40 * agent_step for agent_step in (29, 59, 79, 109, 129)]
+    assert logged == pytest.approx(dict(zip(steps, returns[:5], strict=True)))
+    assert saved["processes"][0]["training_returns"] == pytest.approx(returns[5:])
+
+
 def test_curve_and_checkpoints(run: Path) -> None:
     with (run / "curve.csv").open() as file:
         steps = [int(row["env_steps"]) for row in csv.DictReader(file)]

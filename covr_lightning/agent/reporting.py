@@ -23,6 +23,8 @@ class Reporting(Resuming):
         super().__init__()
         self.counters = Counters()
         self.eval_episodes = EpisodeStatistics()
+        #: Returns of this process's training episodes that ended since an update was logged; the data append to it.
+        self.training_returns: list[float] = []
         self.record_frames = False
         #: Makes the policy of one evaluation episode; None takes this agent.
         self.episode_policy: Callable[[], DeterministicPolicy] | None = None
@@ -63,13 +65,21 @@ class Reporting(Resuming):
             self._log_at_env_steps(result)
 
     def log_update(self, metrics: Mapping[str, Tensor]) -> None:
-        """Log what an update has measured, every `trainer.log_every_n_steps` updates; means over the processes."""
+        """Log what an update has measured, every `trainer.log_every_n_steps` updates; means over the processes.
+
+        ``train/return`` is the mean return of the training episodes that ended since the update logged before.
+        """
         trainer = self._trainer
         every = trainer.log_every_n_steps if trainer is not None else 0  # type: ignore[attr-defined]
         if not every or self.counters.grad_steps % every:
             return
-        everyones = processes.gather({name: float(value) for name, value in metrics.items()})
-        numbers = {name: fmean(one[name] for one in everyones) for name in metrics}
+        own = {name: float(value) for name, value in metrics.items()}
+        everyones = processes.gather((own, [*self.training_returns]))
+        self.training_returns.clear()
+        numbers = {name: fmean(one[name] for one, _ in everyones) for name in own}
+        returns = [one for _, ended in everyones for one in ended]
+        if returns:
+            numbers["train/return"] = fmean(returns)
         self._log_at_env_steps({**numbers, "train/lambda": self.prior.weight(self.counters)})
 
     def _log_at_env_steps(self, metrics: Mapping[str, Tensor | float]) -> None:

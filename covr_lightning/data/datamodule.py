@@ -193,7 +193,7 @@ class ExperienceData(ResumingData):
             )  # fmt: skip
         self.experience = Experience(
             replay, sequences, labels, ReplayParts(Path(folder) / "replay"), self.env_numbers, self.counters,
-            model.prior, model.finite, self.listeners, model.times,
+            model.prior, model.finite, self.listeners, model.training_returns, model.times,
         )  # fmt: skip
         self.policy = ExplorationPolicy(
             model, self.spec.action_dim, self.counters, self.warmup_agent_steps, self.warmup_actions, self.vlm,

@@ -39,6 +39,7 @@ class Experience:
         prior: Says whether answers of the VLM are wanted.
         finite: What becomes of a reward that is not finite.
         listeners: Called with every transition, in order.
+        training_returns: Where the returns of finished episodes are appended, for whoever logs and clears them.
         times: Where the time goes.
 
     Attributes:
@@ -56,6 +57,7 @@ class Experience:
         prior: Prior,
         finite: FiniteGuard,
         listeners: list[Listener],
+        training_returns: list[float],
         times: StepTimes,
     ) -> None:
         self.replay = replay
@@ -68,6 +70,7 @@ class Experience:
         self._prior = prior
         self._finite = finite
         self._listeners = listeners
+        self._training_returns = training_returns
         self._times = times
         self._returns = [0.0] * len(env_numbers)  # so far, of each environment's running episode
         self._steps = [0] * len(env_numbers)  # agent steps of each environment
@@ -122,6 +125,7 @@ class Experience:
 
     def _end_episode(self, own: int) -> None:
         self._counters.episodes += 1
+        self._training_returns.append(self._returns[own])
         self.last_training_return, self._returns[own] = self._returns[own], 0.0
         self._end_label_episode(own + self._env_numbers.start)
 
@@ -164,6 +168,7 @@ class Experience:
             "returns": self._returns,
             "steps": self._steps,
             "last_training_return": self.last_training_return,
+            "training_returns": [*self._training_returns],
             "labels": self.labels.state_dict() if self.labels is not None else None,
         }
 
@@ -192,6 +197,7 @@ class Experience:
         if self.sequences is not None and saved["sequences"] is not None:
             self.sequences.load_state_dict(saved["sequences"])
         self.last_training_return = saved["last_training_return"]
+        self._training_returns[:] = saved.get("training_returns", [])
         self._returns, self._steps = list(saved["returns"]), list(saved["steps"])
         if self.labels is not None and saved["labels"] is not None:
             self.labels.load_state_dict(saved["labels"])

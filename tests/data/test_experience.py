@@ -19,6 +19,7 @@ from covr_lightning.step_times import StepTimes
 
 def test_a_step_in_which_the_simulator_was_lost_is_left_out() -> None:
     heard: list[int | None] = []
+    returns: list[float] = []
 
     def listen(env: int, transition: TensorDictBase | None) -> None:
         heard.append(None if transition is None else int(transition["pixels"][0, 0, 0]))
@@ -26,7 +27,7 @@ def test_a_step_in_which_the_simulator_was_lost_is_left_out() -> None:
     storage, counters = FrameStackStorage(100), Counters()
     experience = Experience(
         TensorDictReplayBuffer(storage=storage, batch_size=1), None, None, ReplayParts(Path("never written")),
-        range(1), counters, NoPrior(), FiniteGuard("stop"), [listen], StepTimes(),
+        range(1), counters, NoPrior(), FiniteGuard("stop"), [listen], returns, StepTimes(),
     )  # fmt: skip
     for t in range(6):
         pixels, lost = torch.full((1, 9, 2, 2), t, dtype=torch.uint8), torch.tensor([[t == 3]])
@@ -39,3 +40,4 @@ def test_a_step_in_which_the_simulator_was_lost_is_left_out() -> None:
     assert rows["next", "done"].flatten().tolist() == [False, False, True, False, False]  # cut where it was still whole
     assert heard == [0, 1, 2, None, 4, 5]
     assert (counters.episodes, experience.last_training_return) == (1, 3.0)
+    assert returns == [3.0]

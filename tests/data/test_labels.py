@@ -141,7 +141,7 @@ def test_an_answer_is_held_no_longer_when_asking_begins_again() -> None:
     labels = LabelQueue(storage, echo, every_agent_steps=4, batch_size=1, hold=True)
     prior = DelayedPrior(after_rounds=1)
     experience = Experience(
-        replay, None, labels, ReplayParts(Path("never written")), range(1), counters, prior, FiniteGuard(), [],
+        replay, None, labels, ReplayParts(Path("never written")), range(1), counters, prior, FiniteGuard(), [], [],
         StepTimes(),
     )  # fmt: skip
     for t in range(12):
