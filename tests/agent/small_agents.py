@@ -15,7 +15,7 @@ def batch(n: int = 8, seed: int = 0, labelled: float = 0.5, spec: EnvSpec = SPEC
     """Random transitions (n,) of an environment."""
     g = torch.Generator().manual_seed(seed)
     frames = (n, spec.channels, spec.frame_height, spec.frame_width)
-    return TensorDict(
+    data = TensorDict(
         {
             "pixels": torch.randint(0, 256, frames, dtype=torch.uint8, generator=g),
             "action": torch.rand(n, spec.action_dim, generator=g) * 2 - 1,
@@ -30,6 +30,9 @@ def batch(n: int = 8, seed: int = 0, labelled: float = 0.5, spec: EnvSpec = SPEC
         },
         [n],
     )
+    truncated = torch.rand(n, 1, generator=g) < 0.3
+    data["next", "truncated"], data["next", "done"] = truncated, truncated | data["next", "terminated"]
+    return data
 
 
 def agent(spec: EnvSpec = SPEC, **settings) -> SACModule:

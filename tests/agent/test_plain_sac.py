@@ -1,31 +1,51 @@
-"""With every part null, the agent is pixel SAC as it is written down without any parts, bit for bit."""
+"""With every part null the agent is pixel SAC as written down without parts, bit for bit; guided, with Eq. 4's term."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import nn
 from torch.optim import Adam
 
-from covr_lightning.agent import SACModule
+from covr_lightning.agent import ConstantPrior, SACModule
 from tests.agent.small_agents import agent, batch, parameters, same
 
 
 class PlainSAC:
-    """Pixel SAC (Haarnoja et al., 2018; Yarats et al., 2019) from scratch, beginning with an agent's weights."""
+    """Pixel SAC (Haarnoja et al., 2018; Yarats et al., 2019) from scratch, beginning with an agent's weights.
 
-    def __init__(self, module: SACModule) -> None:
+    Args:
+        module: The agent.
+        lr: Learning rate of critics and encoder, of the actor, and of α.
+        lam: λ of Eq. 4.
+        mean: Whether tanh μ is pulled towards the VLM's actions, and no sample.
+        over_batch: Whether rows without an answer count in Eq. 4's mean.
+        q_filter: Whether only those answers count that the critics prefer.
+    """
+
+    def __init__(
+        self,
+        module: SACModule,
+        lr: tuple[float, float, float] = (1e-3, 1e-3, 1e-4),
+        lam: float = 0.0,
+        mean: bool = False,
+        over_batch: bool = False,
+        q_filter: bool = False,
+    ) -> None:
+        self.lam, self.mean, self.over_batch, self.q_filter = lam, mean, over_batch, q_filter
         nets = copy.deepcopy(module)
         self.nets = nets
         self.conv, self.conv_target = nets.trunk.layers, nets.target_trunk.layers
         critic = [self.conv, nets.critic_projection, nets.critic]
-        self.critic_opt = Adam([p for net in critic for p in net.parameters()], lr=1e-3, fused=True)
+        self.critic_opt = Adam([p for net in critic for p in net.parameters()], lr=lr[0], fused=True)
         actor = [nets.actor_projection, nets.actor]
-        self.actor_opt = Adam([p for net in actor for p in net.parameters()], lr=1e-3, fused=True)
-        self.alpha_opt = Adam([nets.log_alpha], lr=1e-4, betas=(0.5, 0.999), fused=True)
+        self.actor_opt = Adam([p for net in actor for p in net.parameters()], lr=lr[1], fused=True)
+        self.alpha_opt = Adam([nets.log_alpha], lr=lr[2], betas=(0.5, 0.999), fused=True)
         self.noise = torch.Generator().manual_seed(0)
         self.steps = 0
 
@@ -53,10 +73,18 @@ class PlainSAC:
         if self.steps % 2:
             return
         h = self.encode(self.conv, b["pixels"]).detach()
-        a, log_pi, _ = n.actor.sample(n.actor_projection(h), self.noise)
-        q1, q2 = n.critic(n.critic_projection(h).detach(), a)
+        a, log_pi, mean = n.actor.sample(n.actor_projection(h), self.noise)
+        q = torch.min(*n.critic(n.critic_projection(h).detach(), a))
+        loss = (alpha * log_pi - q).mean()
+        if self.lam:
+            distance = ((b["a_v"] - (mean if self.mean else a)) ** 2).sum(1)
+            if self.q_filter:
+                distance = distance * (torch.min(*n.critic(n.critic_projection(h), b["a_v"])) > q)[:, 0]
+            answered = b["a_v_valid"][:, 0].float()
+            rows = len(b) if self.over_batch else answered.sum().clamp(min=1)
+            loss = loss + self.lam * ((distance * answered).sum() / rows)
         self.actor_opt.zero_grad()
-        (alpha * log_pi - torch.min(q1, q2)).mean().backward()
+        loss.backward()
         self.actor_opt.step()
         self.alpha_opt.zero_grad()
         (n.log_alpha.exp() * (-log_pi.detach() - -2.0)).mean().backward()
@@ -83,3 +111,22 @@ def test_all_null_parts_give_plain_sac_bit_for_bit_after_50_updates() -> None:
     assert same(after, parameters(plain.nets))
     for prefix in ("trunk.", "critic.", "actor.", "log_alpha", "target_trunk.", "target_critic."):
         assert not same(before, after, prefix), prefix
+
+
+@pytest.mark.parametrize(
+    ("prior", "plainly"),
+    [
+        ({}, {}),
+        ({"action": "mean", "mean_over": "batch"}, {"mean": True, "over_batch": True}),
+        ({"q_filter": True}, {"q_filter": True}),
+    ],
+)
+def test_guidance_adds_the_term_of_eq_4_and_nothing_else(prior: dict[str, Any], plainly: dict[str, Any]) -> None:
+    rates = {"critic_lr": 1e-3, "actor_lr": 3e-3, "alpha_lr": 5e-4}
+    module = agent(prior=ConstantPrior(2.0, **prior), **rates)
+    plain = PlainSAC(module, (1e-3, 3e-3, 5e-4), 2.0, **plainly)
+    for update in range(50):
+        b = batch(seed=update, labelled=0.3)
+        module.training_step(b)
+        plain.update(b)
+    assert same(parameters(module), parameters(plain.nets))

@@ -60,7 +60,7 @@ def test_an_update_counts_the_rows_whose_answer_the_critics_prefer(action: str) 
 
     drawn = module.generator.get_state()
     module.actor.sample = noting  # type: ignore[method-assign]
-    module._log = logged.update  # type: ignore[method-assign, assignment]
+    module.log_update = logged.update  # type: ignore[method-assign, assignment]
     module.training_step(data)
     assert torch.equal(seen["preferred"], seen["naive"])
     assert 0 < seen["naive"].sum() < 32
