@@ -1,6 +1,6 @@
 """Collection against bare dm_control, and the training loop against the sum of its parts.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.collection
+    python -m benchmarks.collection
 
 Cartpole-swingup with action repeat 8 and random actions. Bare: ``suite.load``, eight steps, one picture, nothing else.
 Collector: the same by TorchRL's collector over this package's environment, with stacks of three frames. Stored: and
@@ -39,9 +39,8 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.data import TensorDictReplayBuffer
 
+from benchmarks.surroundings import as_covr_runs, at_least
 from covr_lightning.agent import RandomCrop, SACModule
-from covr_lightning.allocator import keep_freed_memory
-from covr_lightning.counters import Counters
 from covr_lightning.data import ExperienceData
 from covr_lightning.data.collection import OneCollector
 from covr_lightning.data.experience import Experience
@@ -88,12 +87,12 @@ def collected(
     replay: TensorDictReplayBuffer | None = None,
 ) -> Iterator[None]:
     """The same by the collector, and stored if asked for; an agent acts after the warm-up, without one chance does."""
-    factory, counters = DMControl("cartpole-swingup", size, rendering=rendering), Counters()
-    collection = OneCollector()
+    factory = DMControl("cartpole-swingup", size, rendering=rendering)
+    data, collection = ExperienceData(factory), OneCollector()
     acting = agent(factory.spec) if agent else SACModule(factory.spec, hidden=8, filters=4)
-    policy = ExplorationPolicy(acting, 1, counters, warmup_agent_steps=WARMUP if agent else 10**9)
+    # The data's own clock, by which it knows that the warm-up is over.
+    policy = ExplorationPolicy(acting, 1, data.counters, warmup_agent_steps=WARMUP if agent else 10**9)
     collection.open(factory, policy, range(1), 0)
-    data = ExperienceData(factory)
     if replay is None:  # one that is empty is false
         replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
     data.experience = Experience(
@@ -117,18 +116,17 @@ def alone(precision: Precision, blocks: int, block: int) -> dict[str, tuple[floa
     collection = collected(72, "fast", store=True, agent=agent_of_loop)
     for _ in range(WARMUP):
         next(collection)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
-        ways = {"collection": collection, "update": updates()}
-        by_blocks, by_steps = (
-            # An update in two moves the actor too, so single ones have a mean and no median.
-            in_turns(ways, blocks * block // length, length, time.perf_counter, statistics.fmean)
-            for length in (block, 1)
-        )
+    ways = {"collection": collection, "update": updates(precision)}
+    by_blocks, by_steps = (
+        # An update in two moves the actor too, so single ones have a mean and no median.
+        in_turns(ways, blocks * block // length, length, time.perf_counter, statistics.fmean)
+        for length in (block, 1)
+    )
     return {name: (by_blocks[name], by_steps[name]) for name in ways}
 
 
-def updates() -> Iterator[None]:
-    """An update per item, on a replay of random actions."""
+def updates(precision: Precision) -> Iterator[None]:
+    """An update per item, on a replay of random actions. Acting computes in float32 in either precision."""
     factory = DMControl("cartpole-swingup", 72, rendering="fast")
     replay = TensorDictReplayBuffer(storage=FrameStackStorage(5000, 3), batch_size=64)
     for _ in zip(range(WARMUP + 200), collected(72, "fast", store=True, replay=replay), strict=False):
@@ -138,7 +136,9 @@ def updates() -> Iterator[None]:
     agent.optimizers = lambda *args, **kwargs: optimizers  # type: ignore[method-assign, assignment]
     agent.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, misc]
     while True:
-        agent.training_step(replay.sample())
+        batch = replay.sample()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+            agent.training_step(batch)
         yield
 
 
@@ -292,12 +292,11 @@ def compare(size: int, rendering: Literal["rad", "fast"], blocks: int, block: in
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=40, help="agent steps of a block")
-    parser.add_argument("--loop_steps", type=int, default=150, help="agent steps of the loop")
-    parser.add_argument("--pairs", type=int, default=5, help="times that the loop and its parts are taken in turns")
+    parser.add_argument("--blocks", type=at_least(2), default=7)
+    parser.add_argument("--steps", type=at_least(1), default=40, help="agent steps of a block")
+    parser.add_argument("--loop_steps", type=at_least(20), default=150, help="agent steps of the loop")
+    parser.add_argument("--pairs", type=at_least(1), default=5, help="times that loop and parts are taken in turns")
     arguments = parser.parse_args()
-    keep_freed_memory()
     torch.manual_seed(0)
     print(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(
@@ -336,4 +335,5 @@ def _row(pairs: list[tuple[dict[str, tuple[float, float]], Seconds]]) -> Iterato
 
 
 if __name__ == "__main__":
+    as_covr_runs()
     main()

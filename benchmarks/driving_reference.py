@@ -25,6 +25,7 @@ from covr_lightning.callbacks.vlm_acts import HeldAnswers
 from covr_lightning.data.datamodule import EVAL_SEED_OFFSET
 from covr_lightning.envs.driving import DrivingEnv, Road
 from covr_lightning.envs.driving.drivers import LaneKeepingDriver, RandomDriver
+from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.vlm.vlm import VLM
 
@@ -89,8 +90,11 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=["highway", "ghost_pedestrian"])
     arguments = parser.parse_args()
     rows = []
-    for scenario in arguments.scenarios:
-        env = Road(scenario).make(0)
+    try:
+        envs = {scenario: Road(scenario).make(0) for scenario in arguments.scenarios}
+    except ConfigError as error:
+        parser.error(str(error))
+    for scenario, env in envs.items():
         vlm, counts = VLM(), Answers()
         vlm.load(env.env_spec)
         policies: dict[str, Policy] = {

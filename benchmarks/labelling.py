@@ -1,6 +1,6 @@
 """Frames labelled per second: plain generation frame by frame beside the decoder's ways, in one run.
 
-    OMP_NUM_THREADS=2 python benchmarks/labelling.py
+    OMP_NUM_THREADS=2 python -m benchmarks.labelling
 
 Asks the embedded VLM about 32 random pictures, with a task's prompt, its words repeated until both turns together are
 as long as the paper's prompt (Fig. 10: some 220 tokens). The ways take turns, and each call's best turn counts. `first`
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.surroundings import as_covr_runs, at_least
+from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText, answer_format
 from covr_lightning.vlm.decoding import Decoder, Decoding
 from covr_lightning.vlm.inputs import ImagePosition, VLMInputs, prefix_length
@@ -105,17 +107,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vlm", default="embedded", help="vlm.path")
     parser.add_argument("--task", default="highway", help="whose prompt is asked, and with it the number of values")
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--prompt-tokens", type=int, default=220)
-    parser.add_argument("--turns", type=int, default=4, help="turns of each way")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--frames", type=at_least(1), default=32)
+    parser.add_argument("--prompt-tokens", type=at_least(1), default=220)
+    parser.add_argument("--turns", type=at_least(1), default=4, help="turns of each way")
+    parser.add_argument("--threads", type=at_least(1), default=2)
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)
-    model, processor = load_vlm(arguments.vlm)
-    for position in ("first", "last"):
-        measure(model, processor, position, arguments)
+    try:
+        model, processor = load_vlm(arguments.vlm)
+        for position in ("first", "last"):
+            measure(model, processor, position, arguments)
+    except ConfigError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
+    as_covr_runs()
     main()

@@ -193,10 +193,11 @@ def time_updates(names: Iterable[str], n: int, turns: int) -> dict[str, tuple[fl
 def write_times(n: int, turns: int) -> None:
     """Time the updates and write them down."""
     names = [name for name in METHODS if name not in (*SAME_UPDATE, *NOT_TIMED)]
+    measured = time_updates(names, n, turns)
     with TIMES.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["date", "method", "batch", "threads", "turns", "milliseconds", "relative"])
-        for name, (seconds, relative) in time_updates(names, n, turns).items():
+        for name, (seconds, relative) in measured.items():
             row = [datetime.date.today().isoformat(), name, n, torch.get_num_threads(), turns]
             writer.writerow([*row, f"{1000 * seconds:.0f}", f"{relative:.2f}"])
 

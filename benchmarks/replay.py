@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import os
 import statistics
 import tempfile
@@ -27,6 +28,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 
+from benchmarks.surroundings import at_least
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.replay_parts import ReplayParts
 
@@ -113,10 +115,13 @@ def both_stacks(rows: int, folder: Path) -> list[float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000, help="transitions of ours")
-    parser.add_argument("--stacks", type=int, default=20_000, help="transitions where both stacks are stored")
+    parser.add_argument("--rows", type=at_least(EPISODE), default=100_000, help="transitions of ours")
+    parser.add_argument("--stacks", type=at_least(EPISODE), default=20_000, help="transitions of both stacks")
     parser.add_argument("--folder", type=Path, help="where to write; by default the system's folder for such files")
     arguments = parser.parse_args()
+    if arguments.folder is not None and not arguments.folder.is_dir():
+        parser.error(f"--folder is {arguments.folder}, which is no folder.")
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
     print(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     names = [
         "replay",
@@ -134,9 +139,10 @@ def main() -> None:
     }
     if arguments.rows != arguments.stacks:
         measured["each frame once, as many"] = ours, arguments.stacks
-    for name, (measure, rows) in measured.items():
+    for name, (measure, asked) in measured.items():
+        rows = asked // EPISODE * EPISODE
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            memory, sample, save, size, further, load = measure(rows // EPISODE * EPISODE, Path(folder) / "replay")
+            memory, sample, save, size, further, load = measure(rows, Path(folder) / "replay")
         print(
             f"| {name} | {rows:,} | {memory:,.0f} | {1000 * sample:.0f} | {save:.1f} | {size:,.0f} | {further:.2f} | "
             f"{load:.1f} |",

@@ -1,7 +1,7 @@
 """Environment steps and updates a second against the number of environments and processes, on this machine.
 
-    python benchmarks/scaling.py                  # every row; about four minutes on two cores
-    python benchmarks/scaling.py --rows sync      # those whose name has this in it; the first row always
+    python -m benchmarks.scaling                  # every row; about four minutes on two cores
+    python -m benchmarks.scaling --rows sync      # those whose name has this in it; the first row always
 
 Each row is a `covr fit` of the plain agent on cartpole-swingup, 64×64 pixels, with an update every fourth agent step,
 in a process of its own. The clock runs from the first update on, until the run's last step, so neither start nor
@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+
+from covr_lightning.cli import WAIT_POLICY
+from covr_lightning.cli import main as covr
 
 REPEAT, WARMUP, AGENT_STEPS = 8, 64, 320
 PER_AGENT_STEP = 0.25
@@ -113,8 +116,8 @@ def measure(row: Row) -> dict[str, float]:
         command += [__file__, "--fit"]
         settings = COMMON | row.settings | {"--data.num_envs": str(row.envs), "--runs_dir": folder}
         command += [part for setting in settings.items() for part in setting]
-        # As `covr` itself sets it; here PyTorch is loaded before.
-        surroundings = os.environ | {"SCALING_OUT": str(out), "OMP_WAIT_POLICY": "PASSIVE"}
+        # As `covr` sets it, which is too late here: the callback's class has PyTorch imported before.
+        surroundings = WAIT_POLICY | os.environ | {"SCALING_OUT": str(out)}
         done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
         if not out.exists():
             sys.exit(f"{row.name} failed:\n{done.stderr[-3000:]}")
@@ -126,11 +129,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="only rows whose name has this in it, and the first")
     given = parser.parse_args()
+    rows = [row for row in ROWS if row is ROWS[0] or given.rows.lower() in row.name.lower()]
+    if given.rows and len(rows) == 1 and given.rows.lower() not in ROWS[0].name.lower():
+        parser.error(f"--rows is {given.rows!r}; rows are {'; '.join(dict.fromkeys(row.name for row in ROWS))}.")
     first: dict[str, float] | None = None
     print("| | environments | env steps/s | updates/s | against the first row |\n|---|---|---|---|---|")
-    for row in ROWS:
-        if first is not None and given.rows.lower() not in row.name.lower():
-            continue
+    for row in rows:
         measured = measure(row)
         first = first or measured
         print(
@@ -142,7 +146,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--fit"]:
-        from covr_lightning.cli import main as covr
-
-        sys.exit(covr(["fit", *sys.argv[2:], "--trainer.callbacks+=__main__.Clock"]))
+        sys.argv[1:] = ["fit", *sys.argv[2:], "--trainer.callbacks+=__main__.Clock"]
+        sys.exit(covr())
     main()

@@ -16,125 +16,34 @@ train.py`` gives it, and for comparison both the other way, and ours with ``--tr
 processes take turns, so that other work on the machine meets them all.
 
 The floor is the arithmetic alone: operations counted by PyTorch's FlopCounterMode in an update, divided by what the
-same processor does in the update's largest convolution (at the best of three batch sizes) and largest matrix product,
-measured in the same run. Nothing that computes the same numbers in float32 by these kernels can be faster.
+same processor does in the update's second convolution (at the best of three batch sizes) and in a matrix product as the
+hidden layers' (of 512 rows at least), at their best over the turns. Nothing that computes the same numbers in float32
+by these kernels can be faster.
+
+On a GPU each row is a process of its own, too, once unless --turns says otherwise; a row is the median over them. A row
+that fails says so, and the others go on. The share of the time in which a kernel runs is of ten updates under PyTorch's
+profiler, which slows them; copies of memory are no kernels.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rad_update import CROP, FILTERS, HIDDEN, ours, rad
+from benchmarks.surroundings import at_least
 from covr_lightning.cli import WAIT_POLICY  # which imports no PyTorch
-
-SIZE, CROP, STACK, FILTERS, HIDDEN, ACTIONS = 100, 84, 3, 32, 1024, 1
-ROWS = 1000
-
-
-def ours(
-    batch: int,
-    device: str = "cpu",
-    torch_compile: str | None = None,
-    replay_device: str = "cpu",
-    cuda_graphs: bool = False,
-) -> Any:
-    """The agent, and a function that samples and makes one update."""
-    import torch
-    from tensordict import TensorDict
-    from torchrl.data import RandomSampler, TensorDictReplayBuffer
-
-    from covr_lightning.agent import RandomCrop, SACModule
-    from covr_lightning.data.frame_storage import FrameStackStorage
-    from covr_lightning.envs import EnvSpec
-
-    torch.manual_seed(0)
-    spec = EnvSpec("cartpole-swingup", SIZE, SIZE, STACK, ACTIONS, 8, 1000)
-    agent = SACModule(
-        spec, augmentation=RandomCrop(CROP), hidden=HIDDEN, torch_compile=torch_compile, cuda_graphs=cuda_graphs
-    ).to(device)
-    optimizers = agent.configure_optimizers()
-    agent.optimizers = lambda *args, **kwargs: optimizers  # type: ignore[method-assign, assignment]
-    agent.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, misc]
-    agent.compile_networks()
-    replay = TensorDictReplayBuffer(
-        storage=FrameStackStorage(ROWS, STACK, device=replay_device),
-        sampler=RandomSampler(),
-        batch_size=batch,
-        generator=torch.Generator().manual_seed(0),
-    )
-    g = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (ROWS + STACK, 3, SIZE, SIZE), dtype=torch.uint8, generator=g)
-    for first in range(0, ROWS, 250):  # an episode each
-        stacks = torch.stack([frames[i : i + STACK].flatten(0, 1) for i in range(first, first + 251)])
-        flag = torch.zeros(250, 1, dtype=torch.bool)
-        done = flag.clone()
-        done[-1] = True
-        replay.extend(
-            TensorDict(
-                {
-                    "pixels": stacks[:-1], "action": torch.rand(250, ACTIONS, generator=g) * 2 - 1,
-                    "a_v": torch.zeros(250, ACTIONS), "a_v_valid": flag,
-                    "next": {"pixels": stacks[1:], "reward": torch.rand(250, 1, generator=g), "done": done,
-                             "terminated": flag, "truncated": done},
-                },
-                [250],
-            )
-        )  # fmt: skip
-
-    def update() -> None:
-        agent.training_step(replay.sample().to(device, non_blocking=True))  # as the data module moves it
-
-    return agent, update
-
-
-def rad(checkout: Path, batch: int, device_name: str = "cpu") -> Callable[[], None]:
-    """RAD's sampling and update, as its ``train.py`` sets them up for cartpole with crops."""
-    import numpy as np
-    import torch
-
-    # Imported there, used by its environments and by an augmentation that is not in use here.
-    gym, skimage, util = types.ModuleType("gym"), types.ModuleType("skimage"), types.ModuleType("skimage.util")
-    shape = types.ModuleType("skimage.util.shape")
-    gym.Wrapper, shape.view_as_windows = object, None  # type: ignore[attr-defined]
-    plots, pyplot = types.ModuleType("matplotlib"), types.ModuleType("matplotlib.pyplot")
-    sys.modules |= {"gym": gym, "skimage": skimage, "skimage.util": util, "skimage.util.shape": shape}
-    sys.modules |= {"matplotlib": plots, "matplotlib.pyplot": pyplot}
-    sys.path.insert(0, str(checkout))
-    import curl_sac
-    import utils
-
-    for stand_in in ("gym", "skimage", "skimage.util", "skimage.util.shape", "matplotlib", "matplotlib.pyplot"):
-        del sys.modules[stand_in]  # others ask whether these are installed
-
-    np.random.seed(0)  # noqa: NPY002 (what it draws from)
-    torch.manual_seed(0)
-    device, quiet = torch.device(device_name), types.SimpleNamespace(log=lambda *args: None)
-    agent = curl_sac.RadSacAgent(
-        (3 * STACK, CROP, CROP), (ACTIONS,), device, hidden_dim=HIDDEN, init_temperature=0.1, alpha_lr=1e-4,
-        alpha_beta=0.5, critic_tau=0.01, encoder_tau=0.05, num_filters=FILTERS, log_interval=10**9, data_augs="crop",
-    )  # fmt: skip
-    replay = utils.ReplayBuffer((3 * STACK, SIZE, SIZE), (ACTIONS,), ROWS, batch, device, image_size=CROP)
-    g = np.random.default_rng(0)
-    frames = g.integers(0, 256, (ROWS + STACK + 1, 3, SIZE, SIZE), dtype=np.uint8)
-    for i in range(ROWS):
-        o, o_next = frames[i : i + STACK].reshape(-1, SIZE, SIZE), frames[i + 1 : i + 1 + STACK].reshape(-1, SIZE, SIZE)
-        replay.add(o, g.uniform(-1, 1, ACTIONS), g.random(), o_next, False)
-    steps = iter(range(1, 10**9))  # 0 would log histograms
-
-    return lambda: agent.update(replay, quiet, next(steps))
 
 
 def flops_of(update: Callable[[], None]) -> dict[str, float]:
@@ -157,7 +66,7 @@ def flops_of(update: Callable[[], None]) -> dict[str, float]:
 
 
 def floor(batch: int) -> dict[str, float]:
-    """FLOP of an update, and the processor seconds that they take at the speed of its largest operations."""
+    """FLOP of an update by their kind, and FLOP a processor second of its large operations (``…_speed``)."""
     import torch
     from torch.nn.functional import conv2d
     from torch.utils.flop_counter import FlopCounterMode
@@ -184,12 +93,7 @@ def floor(batch: int) -> dict[str, float]:
         convolution = max(speed(partial(conv2d, x, weight)) for x in images)
         a, b = torch.randn(max(batch, 512), HIDDEN), torch.randn(HIDDEN, HIDDEN)
         product = speed(lambda: a @ b)
-    flops = flops_of(ours(batch)[1])
-    seconds = flops["convolution"] / convolution + flops["product"] / product
-    return {
-        "seconds": seconds, "gflop": sum(flops.values()) / 1e9,
-        "convolution_gflops": convolution / 1e9, "product_gflops": product / 1e9,
-    }  # fmt: skip
+    return flops_of(ours(batch)[1]) | {"convolution_speed": convolution, "product_speed": product}
 
 
 def pairs(update: Callable[[], None], seconds: float) -> list[tuple[float, float]]:
@@ -214,6 +118,8 @@ def child(job: dict[str, Any]) -> Any:
         keep_freed_memory()
     if job["what"] == "floor":
         return floor(job["batch"])
+    if job["what"] == "gpu":
+        return on_gpu_alone(job, Way(**job["way"]))
     if job["what"] == "RAD":
         return pairs(rad(Path(job["rad"]), job["batch"]), job["seconds"])
     update = ours(job["batch"])[1]
@@ -224,6 +130,10 @@ def child(job: dict[str, Any]) -> Any:
         return pairs(update, job["seconds"])
 
 
+class RowFailed(Exception):
+    """What a row's process has said on its way out."""
+
+
 def in_a_process(job: dict[str, Any]) -> Any:
     """Run :func:`child` in a new process with the settings that the job names."""
     own = ("OMP_WAIT_POLICY", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "MKL_", "KMP_", "GOMP_")
@@ -232,7 +142,7 @@ def in_a_process(job: dict[str, Any]) -> Any:
     command = [sys.executable, "-m", "benchmarks.update", "--child", json.dumps(job)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise SystemExit(result.stderr)
+        raise RowFailed(result.stderr)
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -249,24 +159,28 @@ def on_cpu(arguments: argparse.Namespace) -> None:
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for batch in arguments.batch:
         job = {"batch": batch, "rad": str(arguments.rad), "seconds": arguments.seconds}
-        bound = in_a_process(job | {"what": "floor", "kept": True, "passive": True})
+        bound: dict[str, float] = {}
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
-        for _ in range(arguments.turns):
+        for _ in range(arguments.turns or 2):
+            once = in_a_process(job | {"what": "floor", "kept": True, "passive": True})
+            bound = {name: max(value, bound.get(name, 0.0)) for name, value in once.items()}
             for name, (what, kept, passive) in rows.items():
                 measured[name] += in_a_process(job | {"what": what, "kept": kept, "passive": passive})
+        kinds = ("convolution", "product")
+        floor_seconds = sum(bound[kind] / bound[f"{kind}_speed"] for kind in kinds)
         least = {name: [min(column) for column in zip(*values, strict=True)] for name, values in measured.items()}
         rad_wall, rad_processor = least.get("RAD, as it runs", [float("nan")] * 2)
         for name, values in measured.items():
             middle, (wall, processor) = statistics.median(value[0] for value in values), least[name]
             print(
                 f"| {batch} | {name} | {1000 * wall:.0f} ({1000 * middle:.0f}) | {1000 * processor:.0f} | "
-                f"{wall / rad_wall:.2f} | {processor / rad_processor:.2f} | {bound['seconds'] / processor:.0%} |",
+                f"{wall / rad_wall:.2f} | {processor / rad_processor:.2f} | {floor_seconds / processor:.0%} |",
                 flush=True,
             )
         print(
-            f"| {batch} | the floor: {bound['gflop']:.0f} GFLOP at {bound['convolution_gflops']:.0f} (convolution) and "
-            f"{bound['product_gflops']:.0f} (product) GFLOP a processor second | | {1000 * bound['seconds']:.0f} | | "
-            f"{bound['seconds'] / rad_processor:.2f} | |",
+            f"| {batch} | the floor: {sum(bound[kind] for kind in kinds) / 1e9:.0f} GFLOP at "
+            f"{bound['convolution_speed'] / 1e9:.0f} (convolution) and {bound['product_speed'] / 1e9:.0f} (product) "
+            f"GFLOP a processor second | | {1000 * floor_seconds:.0f} | | {floor_seconds / rad_processor:.2f} | |",
             flush=True,
         )
 
@@ -307,66 +221,101 @@ def ways(device: str, with_rad: bool, compiled: bool) -> list[Way]:
     return rows
 
 
-def on_gpu(arguments: argparse.Namespace) -> None:
-    """Print the table of a GPU: updates a second, and the share of the time in which a kernel runs."""
+def on_gpu_alone(job: dict[str, Any], way: Way) -> dict[str, Any]:
+    """Of one row: updates a second, the share of the time in which a kernel runs, and memory at most."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    device = torch.device(arguments.device)
+    device, batch = torch.device(job["device"]), job["batch"]
+    torch.cuda.set_device(device)  # which graphs are captured on
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # beyond it, it would go on uncompiled
-    print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}\n")
+    if way.of_rad:
+        update = rad(Path(job["rad"]), batch, job["device"])
+    else:
+        update = ours(batch, job["device"], way.torch_compile, way.replay, way.cuda_graphs)[1]
+    # As Lightning sets it: nothing that was cast may be kept, as an update changes the weights.
+    with torch.autocast(device.type, torch.bfloat16, enabled=way.precision == "bf16", cache_enabled=False):
+        for _ in range(16):
+            update()
+        torch.cuda.synchronize(device)
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < job["seconds"]:
+            update()
+            done += 1
+        torch.cuda.synchronize(device)
+        passed = time.perf_counter() - start
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            begun = time.perf_counter()
+            for _ in range(10):
+                update()
+            torch.cuda.synchronize(device)
+            profiled = time.perf_counter() - begun
+    events = profiler.key_averages()
+    kernels = [event for event in events if not event.key.startswith(("Memcpy", "Memset"))]
+    table = events.table(sort_by="self_device_time_total", row_limit=job["kernels"]) if job["kernels"] else ""
+    return {
+        "updates": done / passed, "computing": sum(event.self_device_time_total for event in kernels) / 1e6 / profiled,
+        "megabytes": torch.cuda.max_memory_allocated(device) / 1e6, "table": table,
+    }  # fmt: skip
+
+
+def on_gpu(arguments: argparse.Namespace) -> None:
+    """Print the table of a GPU: updates a second, and the share of the time in which a kernel runs."""
+    import torch
+
+    print(f"{torch.cuda.get_device_name(arguments.device)}, PyTorch {torch.__version__}\n")
     print("| batch | what | precision | replay | CUDA graphs | torch.compile | updates a second | a kernel runs | MB |")
     print("|---|---|---|---|---|---|---|---|---|")
+    shared = {"what": "gpu", "kept": True, "passive": True, "rad": str(arguments.rad), "device": arguments.device}
+    shared |= {"seconds": arguments.seconds, "kernels": arguments.kernels}
     for batch in arguments.batch:
         for way in ways(arguments.device, arguments.rad is not None, not arguments.uncompiled):
-            torch.compiler.reset()  # what earlier rows compiled counts towards the limit of torch.compile
-            torch.cuda.reset_peak_memory_stats(device)
-            if way.of_rad:
-                update = rad(arguments.rad, batch, arguments.device)
-            else:
-                update = ours(batch, arguments.device, way.torch_compile, way.replay, way.cuda_graphs)[1]
-            # As Lightning sets it: nothing that was cast may be kept, as an update changes the weights.
-            with torch.autocast(device.type, torch.bfloat16, enabled=way.precision == "bf16", cache_enabled=False):
-                for _ in range(16):
-                    update()
-                torch.cuda.synchronize(device)
-                start, done = time.perf_counter(), 0
-                while time.perf_counter() - start < arguments.seconds:
-                    update()
-                    done += 1
-                torch.cuda.synchronize(device)
-                passed = time.perf_counter() - start
-                with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-                    begun = time.perf_counter()
-                    for _ in range(10):
-                        update()
-                    torch.cuda.synchronize(device)
-                    profiled = time.perf_counter() - begun
-            kernels = profiler.key_averages()
-            computing = sum(event.self_device_time_total for event in kernels) / 1e6 / profiled
-            megabytes = torch.cuda.max_memory_allocated(device) / 1e6
-            print(f"| {batch} | {way.cells()} | {done / passed:.0f} | {computing:.0%} | {megabytes:.0f} |", flush=True)
+            job = shared | {"batch": batch, "way": asdict(way)}
+            try:
+                turns = [in_a_process(job) for _ in range(arguments.turns or 1)]
+            except RowFailed as failure:
+                print(f"| {batch} | {way.cells()} | failed: {str(failure).splitlines()[-1]} | | |", flush=True)
+                continue
+            speed, computing, megabytes = (
+                statistics.median(turn[name] for turn in turns) for name in ("updates", "computing", "megabytes")
+            )
+            print(f"| {batch} | {way.cells()} | {speed:.0f} | {computing:.0%} | {megabytes:.0f} |", flush=True)
             if arguments.kernels:
-                print(kernels.table(sort_by="self_device_time_total", row_limit=arguments.kernels), flush=True)
-            del update
-            gc.collect()
+                print(turns[-1]["table"], flush=True)
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be measured, before anything is."""
+    if arguments.rad is not None and not (arguments.rad / "curl_sac.py").is_file():
+        parser.error(
+            f"--rad is {arguments.rad}, where no curl_sac.py is; give RAD's checkout (github.com/MishaLaskin/rad)."
+        )
+    if arguments.device == "cpu":
+        return
+    import torch
+
+    known = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    known += ["cuda"] if known else []
+    if arguments.device not in known:
+        parser.error(f"--device is {arguments.device!r}; it can be {' or '.join(map(repr, ['cpu', *known]))}.")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rad", type=Path, help="a checkout of github.com/MishaLaskin/rad")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--batch", type=at_least(1), nargs="+", default=[128, 512])
     parser.add_argument("--seconds", type=float, default=4.0, help="measured seconds of a process")
-    parser.add_argument("--turns", type=int, default=2, help="processes of each row")
+    parser.add_argument("--turns", type=at_least(1), help="processes of each row (2; on a GPU 1)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kernels", type=int, default=0, help="on a GPU, print so many kernels of ten updates")
+    parser.add_argument("--kernels", type=at_least(0), default=0, help="on a GPU, print so many kernels of ten updates")
     parser.add_argument("--uncompiled", action="store_true", help="on a GPU, leave torch.compile out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(json.loads(arguments.child))))
         return
+    check(parser, arguments)
     print(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if arguments.device == "cpu":
         on_cpu(arguments)

@@ -7,8 +7,10 @@
 Weights are random and nothing is downloaded (see benchmarks/qwen.py).
 
 Labelling: seconds an image of the highway prompt, by the library's generate one by one, as the paper measured (its
-Table 17: 4.44 s), and as this package labels, in batches of 32, with and without the constraint. A random model never
-ends an answer by itself, so without the constraint each goes on to the longest that is allowed: an upper bound.
+Table 17: 4.44 s), and as this package labels, in batches of 32: by the base model with and without the constraint, and
+with it by the model with its adapter, as after a round (LoRA's products beside the weights', not merged). A random
+model never ends an answer by itself, so without the constraint each goes on to the longest that is allowed: an upper
+bound.
 
 Fine-tuning: LoRA by the paper's Table 9 for CARLA (rank 128, batches of 4, 4 of them a step, gradient checkpointing) on
 the same rows by this package's LightningModule, by the same with a step's rows in one batch, and by TRL's SFTTrainer,
@@ -48,6 +50,7 @@ from benchmarks.qwen import (
     shrunk,
     training_rows,
 )
+from benchmarks.surroundings import as_covr_runs, at_least
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.training import quiet_lightning
 from covr_lightning.measuring import measure, synchronize, weights_megabytes, working_megabytes
@@ -125,17 +128,20 @@ def labelling(size: Size, device: torch.device) -> list[Result]:
         measured = measure(lambda _: ask(batch), size.calls, device)
         seconds, spread = measured.median / len(batch), measured.deviation / len(batch)
         note = f"batch {len(batch)}, prompts of {prompt} tokens, answers of {answer}"
-        weights = weights_megabytes(model)
+        weights = weights_megabytes(vlm.model)
         results.append(Result(what, seconds, "s an image", spread, weights, measured.working_mb, note))
 
     plain = partial(greedy_answers, model, vlm.inputs, vlm.codec, device=device)
     add("generate", plain, frames[:1], f"at most {longest}")
-    for constrained in (False, True):
+    for constrained, adapted in ((False, False), (True, False), (True, True)):
+        if adapted:
+            vlm.add_adapter()
         decoder = Decoder(vlm.inputs, vlm.codec, Decoding(constrained=constrained))
-        answers = decoder.answers(model, frames, device)
+        answers = decoder.answers(vlm.model, frames, device)
         mean = statistics.mean(len(vlm.inputs.answer_ids(text)) for text in answers)
-        name = f"labelling ({decoder.way}{', constrained' if constrained else ''})"
-        ask = partial(decoder.answers, model, device=device)
+        kind = f"{decoder.way}{', constrained' if constrained else ''}{', with its adapter' if adapted else ''}"
+        name = f"labelling ({kind})"
+        ask = partial(decoder.answers, vlm.model, device=device)
         add(name, ask, frames, f"{mean:.1f} on average" if constrained else f"at most {longest}")
     return results
 
@@ -263,8 +269,8 @@ PARTS: dict[str, Callable[[Size, torch.device], list[Result]]] = {
 }
 
 
-def run(size: Size, device: torch.device, parts: Sequence[str] = tuple(PARTS)) -> list[Result]:
-    """Measure, and print the table as it grows."""
+def run(size: Size, device: torch.device, parts: Sequence[str] = tuple(PARTS), out: Path | None = None) -> list[Result]:
+    """Measure, and print the table as it grows; `out` is written anew after each part."""
     print("| what | figure | spread | weights MB | working MB | |\n|---|---|---|---|---|---|")
     results: list[Result] = []
     for name in parts:
@@ -278,10 +284,21 @@ def run(size: Size, device: torch.device, parts: Sequence[str] = tuple(PARTS)) -
             figures = f"{result.value:.4g} {result.unit} | {result.spread:.2g} | {result.weights_mb:.0f}"
             print(f"| {result.what} | {figures} | {result.working_mb:.0f} | {result.note} |", flush=True)
             results.append(result)
+        if out is not None:
+            write(out, results)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return results
+
+
+def write(out: Path, results: list[Result]) -> None:
+    """Write the table as CSV."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Result)])
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in results)
 
 
 def main(arguments_given: list[str] | None = None) -> None:
@@ -289,23 +306,26 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU")
     parser.add_argument("--out", type=Path, help="CSV to write")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--steps", type=int, default=FULL.steps, help="optimizer steps, the first not counted")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="what to measure; all by default")
+    parser.add_argument(
+        "--steps",
+        type=at_least(2),
+        help=f"optimizer steps, the first not counted ({FULL.steps}; with --tiny {TINY.steps})",
+    )
     arguments = parser.parse_args(arguments_given)
+    missing = missing_for_trl()
+    if missing and "fine_tuning_trl" in (arguments.parts or ()):
+        parser.error(f"--parts names fine_tuning_trl, but {missing} is not installed (pip install trl datasets).")
     warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to one another
     if not arguments.tiny and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device; --tiny runs on the CPU.")
     device = torch.device("cpu" if arguments.tiny else "cuda")
     if not arguments.tiny:
         print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}\n")
-    results = run(TINY if arguments.tiny else replace(FULL, steps=arguments.steps), device, arguments.parts)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Result)])
-            writer.writeheader()
-            writer.writerows(asdict(result) for result in results)
+    size = TINY if arguments.tiny else FULL
+    run(replace(size, steps=arguments.steps or size.steps), device, arguments.parts or tuple(PARTS), arguments.out)
 
 
 if __name__ == "__main__":
+    as_covr_runs()
     main()

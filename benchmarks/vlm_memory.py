@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from benchmarks.vlm_configs import MODELS, PaperVLM
 from covr_lightning.finetune.loss import weighted_nll
-from covr_lightning.vlm.adapters import LoRA, add_lora
+from covr_lightning.vlm.adapters import CARLA_LORA_TARGETS, LoRA, add_lora
 from covr_lightning.vlm.quantization import modules_kept
 
 Mode = Literal["fp32", "bf16", "int8", "nf4"]
@@ -369,12 +369,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME")
     parser.add_argument("--picture", type=int, default=Work.picture, help="side of a frame in pixels")
     parser.add_argument("--prompt-tokens", type=int, default=Work.prompt_tokens)
-    parser.add_argument("--rank", type=int, default=128, help="of the adapter on Table 9's modules outside CARLA")
+    parser.add_argument("--rank", type=int, default=128, help="of the adapter")
+    parser.add_argument("--modules", choices=["dmc", "carla"], default="dmc", help="Table 9's outside CARLA, or CARLA's")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     work = Work(arguments.picture, arguments.prompt_tokens)
     print(f"{work}; margin {MARGIN_SHARE:.0%} and {MARGIN_GB} GB; computed, GB are 10⁹ bytes\n")
     lora = LoRA(rank=arguments.rank)
+    if arguments.modules == "carla":
+        lora = LoRA(rank=arguments.rank, targets=CARLA_LORA_TARGETS)
     counts = {name: {mode: count(MODELS[name], mode, work, lora) for mode in MODES} for name in arguments.models}
     for table in (short_table, long_table, logit_table):
         print("\n".join(table(counts)), end="\n\n")

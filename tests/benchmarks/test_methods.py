@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks import methods
 from benchmarks.learning import METHODS
 from covr_lightning.agent import DrQViews, RandomShift
@@ -58,6 +60,12 @@ def test_the_written_table_has_every_method(tmp_path: Path) -> None:
     assert names == list(METHODS)
     assert set(methods.scores()) <= set(METHODS)
     assert set(methods.relative_times()) <= set(METHODS)
+    rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in table.strip().splitlines()[2:]}
+    for name, method in METHODS.items():
+        parts = methods.parts_of(methods.build(method.configs))
+        lines = sum(map(methods.lines_of_code, parts))
+        # A line more need not be written down at once, a tenth must.
+        assert int(rows[name].replace("–", "0")) == pytest.approx(lines, rel=0.1), name
     for name, (score, random) in methods.scores().items():  # the table is of the newest figures
         assert f"| {score} ({random}) |" in next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
     page = tmp_path / "page.md"

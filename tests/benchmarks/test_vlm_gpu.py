@@ -20,6 +20,7 @@ def test_tiny_runs_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with out.open() as file:
         rows = {row["what"]: row for row in csv.DictReader(file)}
     ways = ["generate", "labelling (prefix cache)", "labelling (prefix cache, constrained)"]
+    ways.append("labelling (prefix cache, constrained, with its adapter)")
     trl = [] if vlm_gpu.missing_for_trl() else ["fine-tuning, TRL's SFTTrainer"]
     ours = "fine-tuning, this package"
     assert list(rows) == [*ways, ours, f"{ours}, a step in one batch", *trl]
@@ -49,6 +50,14 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit):
         vlm_gpu.main([])
     assert "no CUDA device; --tiny runs on the CPU" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not vlm_gpu.missing_for_trl(), reason="trl and datasets are installed")
+def test_trl_by_name_without_trl_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        vlm_gpu.main(["--tiny", "--parts", "fine_tuning_trl"])
+    assert left.value.code == 2
+    assert "--parts names fine_tuning_trl, but " in capsys.readouterr().err
 
 
 def test_the_full_shape_is_the_3b_model_s() -> None:
