@@ -370,7 +370,7 @@ def main() -> None:
     parser.add_argument("--picture", type=int, default=Work.picture, help="side of a frame in pixels")
     parser.add_argument("--prompt-tokens", type=int, default=Work.prompt_tokens)
     parser.add_argument("--rank", type=int, default=128, help="of the adapter")
-    parser.add_argument("--modules", choices=["dmc", "carla"], default="dmc", help="Table 9's outside CARLA, or CARLA's")
+    parser.add_argument("--modules", choices=["dmc", "carla"], default="dmc", help="Table 9's")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     work = Work(arguments.picture, arguments.prompt_tokens)
