@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import statistics
 import time
@@ -297,6 +298,7 @@ def main() -> None:
     parser.add_argument("--loop_steps", type=at_least(20), default=150, help="agent steps of the loop")
     parser.add_argument("--pairs", type=at_least(1), default=5, help="times that loop and parts are taken in turns")
     arguments = parser.parse_args()
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
     torch.manual_seed(0)
     print(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(

@@ -81,6 +81,9 @@ def test_eddf_raw_compares_raw_returns_with_the_threshold_of_z_scores() -> None:
     g = torch.tensor([5.0, 6.0, 7.0, 50.0])  # every raw return is above any threshold of z-scores
     assert EDDF(compare="raw").keep(g, 0.0).all()
     assert not EDDF().keep(g, 0.0).all()
+    # 0 … 4 have z's IQR 2/√2, of which ε = 0 takes half: τ(z) = 1/√2, below which the third of these is.
+    between = torch.tensor([-1.33, -0.33, 0.67, 1.67, 2.67])
+    assert EDDF(compare="raw").keep(between, 0.0).tolist() == [False, False, False, True, True]
     # z of 5, 5, 5, 1 is ±1/√3 and −√3, so median 0.577, quartiles −0 and 0.577: τ(z) = 0.577 + 0.5·0.577 = 0.866 < 1.
     raw, saturated = EDDF(compare="raw"), torch.tensor([5.0, 5.0, 5.0, 1.0])
     assert raw.keep(saturated, 0.0).all()
@@ -115,6 +118,7 @@ def test_eddf_keeps_the_best_rows_where_half_are_the_best(compare: str, others: 
 def test_other_filters() -> None:
     g = torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0])
     assert TopFraction(0.4).keep(g, 0.0).tolist() == [False, True, False, True, False]
+    assert TopFraction(0.5).keep(torch.tensor([1.0, 2.0, 2.0, 2.0]), 0.0).tolist() == [False, True, True, False]
     assert int(TopFraction(0.55).keep(torch.arange(100.0), 0.0).sum()) == 55
     assert int(TopFraction(0.55).keep(torch.arange(101.0), 0.0).sum()) == 56
     assert int(RandomSubset(TopFraction(0.4)).keep(g, 0.0).sum()) == 2
@@ -142,6 +146,18 @@ def test_what_a_round_draws_follows_from_its_seed(part: RandomSubset | RandomWei
     first = draw(1)
     assert draw(2) != first
     assert draw(1) == first  # as in a run that was resumed before the round
+    assert all(0 <= one <= 1 for one in first)
+
+
+def test_a_filter_inside_another_begins_the_round_too() -> None:
+    begun: list[int] = []
+
+    class Noted(TopFraction):
+        def reseed(self, seed: int) -> None:
+            begun.append(seed)
+
+    RandomSubset(Noted(0.5)).reseed(7)
+    assert begun == [7]
 
 
 # -- RALW ----------------------------------------------------------------------------------------------------------
