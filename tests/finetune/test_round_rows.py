@@ -1,0 +1,163 @@
+"""Which rows a round trains on, with which labels and weights, and which ones measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, RandomSubset, RandomWeight, TopFraction, round
+from covr_lightning.finetune.filters import Filter
+from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
+from covr_lightning.finetune.round import RoundReport, fine_tune_round
+from covr_lightning.finetune.weights import Weight
+from covr_lightning.vlm.vlm import Proposals
+from tests.finetune.small_rounds import vlm
+
+ROWS = 60
+#: Row i has a picture of value i, and the action (i / 100, −i / 200); ten episodes of six rows.
+FRAMES = torch.arange(ROWS, dtype=torch.uint8)[:, None, None, None].expand(ROWS, 3, 2, 2)
+ACTIONS = torch.stack([torch.arange(ROWS) / 100, torch.arange(ROWS) / -200], 1)
+DATA = TensorDict({"frame": FRAMES, "action": ACTIONS, "episode": torch.arange(ROWS) // 6}, [ROWS])
+SCORES = 100 * torch.rand(ROWS, generator=torch.Generator().manual_seed(3))
+SETTINGS = FineTuneSettings(held_out=0.25, seed=11)
+
+
+class Trained(NamedTuple):
+    """What a round handed over."""
+
+    rows: list[int]
+    actions: Tensor
+    weights: Tensor
+    settings: FineTuneSettings
+    trainer: dict[str, Any]
+    asked: list[list[int]]
+    report: RoundReport
+
+
+class Silent:
+    """A VLM that answers 0.1 to everything and is not trained."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def ask(self, frames: Tensor) -> Proposals:
+        self.asked.append(frames[:, 0, 0, 0].tolist())
+        valid = torch.ones(len(frames), dtype=torch.bool)
+        return Proposals(torch.full((len(frames), 2), 0.1), valid, valid)
+
+    def adapter_trained(self, *args: Any) -> None:
+        pass
+
+
+def a_round(
+    monkeypatch: pytest.MonkeyPatch, filter_: Filter, weight: Weight, number: int = 1, entropy: float = 0.0
+) -> Trained:
+    """Run it without training; what would have been trained on."""
+    seen: list[Any] = []
+
+    def train(model: Any, *handed: Any) -> tuple[list[float], list[str]]:
+        seen.extend(handed)
+        return [1.0], []
+
+    monkeypatch.setattr(round, "train_adapter", train)
+    model, trainer = Silent(), {"accelerator": "cpu"}
+    report = RoundReport(number, 1000, ROWS)
+    fine_tune_round(report, model, DATA, SCORES, entropy, filter_, weight, SETTINGS, trainer, ask_at_once=100)  # type: ignore[arg-type]
+    frames, *others = seen
+    return Trained(frames[:, 0, 0, 0].tolist(), *others, model.asked, report)
+
+
+@pytest.mark.parametrize("entropy", [-2.0, 0.0])
+def test_kept_rows_are_trained_on_with_their_own_labels_and_weights(
+    monkeypatch: pytest.MonkeyPatch, entropy: float
+) -> None:
+    trained = a_round(monkeypatch, EDDF(), RALW(), entropy=entropy)
+    g = SCORES.double().numpy()
+    q1, median, q3 = np.percentile(g, [25, 50, 75])
+    kept = {int(i) for i in np.nonzero(g > median + (q3 - q1) / (1 + np.exp(-entropy)))[0]}
+    before, after = trained.asked
+    assert before == after
+    held_out = {*before}
+    assert len(held_out) == len(before) == int(0.25 * len(kept) + 0.5)
+    assert {*trained.rows} | held_out <= kept  # beside a held-out stretch rows may be left out
+    assert not {*trained.rows} & held_out
+    assert len({*trained.rows}) == len(trained.rows) > len(kept) // 2
+    low, high = min(g[i] for i in kept), max(g[i] for i in kept)
+    for row, action, weight in zip(trained.rows, trained.actions, trained.weights, strict=True):
+        assert action.tolist() == pytest.approx([row / 100, -row / 200])
+        assert weight.item() == pytest.approx(max(0.0, 2 * (g[row] - low) / (high - low) - 1), abs=1e-6)
+    assert trained.settings is SETTINGS
+    assert trained.trainer == {"accelerator": "cpu"}
+    report = trained.report
+    assert (report.kept, report.held_out) == (len(kept), len(held_out))
+    assert report.trained == int((trained.weights > 0).sum())
+    constant = np.sort(trained.actions.numpy(), 0)[(len(trained.rows) - 1) // 2]  # torch's median is the lower one
+    measured = np.array([[row / 100, -row / 200] for row in before])
+    assert report.error_constant == pytest.approx(np.abs(measured - constant).mean(), rel=1e-5)
+    assert report.error_after == pytest.approx(np.abs(measured - 0.1).mean(), rel=1e-5)
+
+
+def test_what_a_round_draws_does_not_depend_on_the_rounds_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parts() -> tuple[Filter, Weight]:
+        return RandomSubset(TopFraction(0.5)), RandomWeight()
+
+    used = parts()
+    first, second = (a_round(monkeypatch, *used, number=n) for n in (1, 2))
+    resumed = a_round(monkeypatch, *parts(), number=2)
+    assert second.rows == resumed.rows
+    assert torch.equal(second.weights, resumed.weights)
+    assert second.asked == resumed.asked
+    assert first.rows != second.rows
+
+
+def test_training_is_in_train_mode_in_a_new_order_each_round_and_by_the_rate_of_the_settings(
+    untrained_vlm: Any,
+) -> None:
+    model = vlm(untrained_vlm)
+    model.add_adapter()
+    tuner = VLMFineTuner(model, replace(SETTINGS, batch_size=8, gradient_checkpointing=False))
+    tuner.prepare()
+    assert model.model.training
+    orders = []
+    for number in (0, 0, 1):
+        model.round = number
+        loader = tuner.train_loader(FRAMES, ACTIONS, SCORES)
+        batches = [(frames[:, 0, 0, 0].tolist(), actions, scores) for frames, actions, scores in loader]
+        for rows, actions, scores in batches:
+            assert torch.equal(actions, ACTIONS[rows])
+            assert torch.equal(scores, SCORES[rows])
+        orders.append([row for rows, *_ in batches for row in rows])
+    assert orders[0] == orders[1] != orders[2]
+    assert all(sorted(order) == list(range(ROWS)) != order for order in orders)
+    tuner.finish()
+    assert not model.model.training
+
+
+def test_returns_reach_the_filter_as_they_were_earned() -> None:
+    # Two environments in turns: each row's own return, in the order in which episodes ended.
+    buffer = EpisodeBuffer(gamma=0.5)
+    for step, (env, reward) in enumerate([(0, 1.0), (1, 10.0), (0, 2.0), (1, 20.0)]):
+        ends = step >= 2
+        next_ = {
+            "reward": torch.tensor([reward]),
+            "terminated": torch.tensor([ends]),
+            "truncated": torch.tensor([False]),
+        }
+        row = {
+            "pixels": torch.full((9, 2, 2), step, dtype=torch.uint8),
+            "action": torch.tensor([reward]),
+            "next": next_,
+        }
+        buffer.add(TensorDict(row), env=env)
+    rows = buffer.rows()
+    assert rows["g"].flatten().tolist() == [2.0, 2.0, 20.0, 20.0]
+    assert rows["action"].flatten().tolist() == [1.0, 2.0, 10.0, 20.0]
+    assert rows["frame"][:, 0, 0, 0].tolist() == [0, 2, 1, 3]
