@@ -1,0 +1,93 @@
+"""What a run hands to its fine-tune rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from covr_lightning.callbacks import progressive_finetune
+from torch import Tensor
+
+from covr_lightning.agent import SACModule
+from covr_lightning.agent.acting import Spread
+from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.data.labels import LabelQueue
+from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.finetune.round import RoundReport
+from tests.short_runs import fit
+
+GAMMA = 0.9
+
+
+class Seen:
+    """Stands in for the round and notes what it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.rounds: list[dict[str, Any]] = []
+        self.states: list[Tensor] = []
+        monkeypatch.setattr(progressive_finetune, "fine_tune_round", self.round)
+        monkeypatch.setattr(SACModule, "spread", self.spread)
+        monkeypatch.setattr(SACModule, "min_q", lambda module, pixels, action: 100 * action[:, 0])
+        flush = LabelQueue.flush
+        monkeypatch.setattr(LabelQueue, "flush", lambda queue: self.events.append("answers are in") or flush(queue))
+
+    def spread(self, pixels: Tensor, previous_action: Tensor | None = None) -> Spread:
+        self.states.append(pixels.clone())
+        return Spread(entropy=0.25, noise=0.75)
+
+    def round(self, report: RoundReport, vlm: Any, rows: Any, scores: Tensor, entropy: float, *_: Any) -> RoundReport:
+        self.events.append("round")
+        given = {"rows": rows, "scores": scores, "entropy": entropy, "noise": report.noise, "vlm_round": vlm.round}
+        self.rounds.append(given)
+        return report
+
+
+def transitions(run: Path) -> Any:
+    """D of a run that is over."""
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    storage = FrameStackStorage(saved["replays"][0]["max_size"])
+    ReplayParts(run / "replay").restore(storage, saved["replays"][0])
+    return storage.get(range(len(storage)))
+
+
+@pytest.mark.parametrize("score", ["ReturnScore", "QScore"])
+def test_rounds_are_given_the_finished_episodes_with_their_returns(
+    score: str, untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen(monkeypatch)
+    settings = ["--model.gamma", str(GAMMA), "--trainer.callbacks.score", f"covr_lightning.finetune.{score}"]
+    assert fit(tmp_path, untrained_vlm, *settings, "--data.max_env_steps", "4000") == 0
+    data = transitions(tmp_path / "run")
+    # Episodes of 25 agent steps; a round after 30 has the first one, the one after 90 the second and third.
+    for given, rows in zip(seen.rounds, (range(25), range(25, 75)), strict=True):
+        index = list(rows)
+        assert torch.equal(given["rows"]["action"], data["action"][index])
+        assert torch.equal(given["rows"]["frame"], data["pixels"][index][:, -3:])
+        reward = data["next", "reward"].flatten().tolist()
+        ends = [25 * (t // 25 + 1) for t in index]
+        g = [sum(GAMMA ** (k - t) * reward[k] for k in range(t, end)) for t, end in zip(index, ends, strict=True)]
+        assert given["rows"]["g"].flatten().tolist() == pytest.approx(g, rel=1e-5)
+        by_q = (100 * data["action"][index][:, 0]).tolist()
+        assert given["scores"].tolist() == pytest.approx(g if score == "ReturnScore" else by_q, rel=1e-5)
+        assert (given["entropy"], given["noise"]) == (0.25, 0.75)
+    assert [given["vlm_round"] for given in seen.rounds] == [0, 1]
+    # Answers that are still waited for are of the VLM as it was before the round.
+    first = seen.events.index("round")
+    assert seen.events[first - 1] == "answers are in"
+
+
+def test_entropy_is_estimated_on_states_from_all_of_the_replay(
+    untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen(monkeypatch)
+    assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "4000") == 0
+    pixels = transitions(tmp_path / "run")["pixels"].flatten(1)
+    for states, collected in zip(seen.states, (30, 90), strict=True):
+        assert len(states) == 16  # entropy_states of these runs
+        drawn = [int((pixels == state).all(1).nonzero()[0]) for state in states.flatten(1)]
+        assert len({*drawn}) > 8
+        assert max(drawn) < collected
+        assert max(drawn) - min(drawn) > collected // 2
