@@ -53,7 +53,7 @@ def transitions(run: Path) -> Any:
     return storage.get(range(len(storage)))
 
 
-@pytest.mark.parametrize("score", ["ReturnScore", "QScore"])
+@pytest.mark.parametrize("score", ["ReturnScore", "RewardScore", "QScore"])
 def test_rounds_are_given_the_finished_episodes_with_their_returns(
     score: str, untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +71,8 @@ def test_rounds_are_given_the_finished_episodes_with_their_returns(
         g = [sum(GAMMA ** (k - t) * reward[k] for k in range(t, end)) for t, end in zip(index, ends, strict=True)]
         assert given["rows"]["g"].flatten().tolist() == pytest.approx(g, rel=1e-5)
         by_q = (100 * data["action"][index][:, 0]).tolist()
-        assert given["scores"].tolist() == pytest.approx(g if score == "ReturnScore" else by_q, rel=1e-5)
+        expected = {"ReturnScore": g, "RewardScore": [reward[t] for t in index], "QScore": by_q}
+        assert given["scores"].flatten().tolist() == pytest.approx(expected[score], rel=1e-5)
         assert (given["entropy"], given["noise"]) == (0.25, 0.75)
     assert [given["vlm_round"] for given in seen.rounds] == [0, 1]
     # Answers that are still waited for are of the VLM as it was before the round.

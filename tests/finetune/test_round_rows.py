@@ -14,7 +14,7 @@ from torch import Tensor
 from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, RandomSubset, RandomWeight, TopFraction, round
 from covr_lightning.finetune.filters import Filter
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
-from covr_lightning.finetune.round import RoundReport, fine_tune_round
+from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.vlm.vlm import Proposals
 from tests.finetune.small_rounds import vlm
@@ -161,3 +161,11 @@ def test_returns_reach_the_filter_as_they_were_earned() -> None:
     assert rows["g"].flatten().tolist() == [2.0, 2.0, 20.0, 20.0]
     assert rows["action"].flatten().tolist() == [1.0, 2.0, 10.0, 20.0]
     assert rows["frame"][:, 0, 0, 0].tolist() == [0, 2, 1, 3]
+
+
+def test_errors_are_of_parsed_answers_and_shares_of_those_that_came() -> None:
+    # Four rows: 0.1 and 0.3 off in both dimensions, one answer that says no action, one that never came.
+    said = torch.tensor([[0.1, -0.1], [0.3, 0.3], [9.0, 9.0], [9.0, 9.0]])
+    answers = Proposals(said, torch.tensor([True, True, False, False]), torch.tensor([True, True, True, False]))
+    error, unparsable, unanswered = proposal_error(answers, torch.zeros(4, 2))
+    assert (error, unparsable, unanswered) == pytest.approx((0.2, 1 / 3, 1 / 4))
