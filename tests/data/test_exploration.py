@@ -1,0 +1,58 @@
+"""What is done while experience is collected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from covr_lightning.counters import Counters
+from covr_lightning.data.exploration import ExplorationPolicy
+
+
+class Asked:
+    """An agent that notes how it is asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def act(self, pixels: torch.Tensor, deterministic: bool = False, **rest: Any) -> torch.Tensor:
+        self.calls.append({"pixels": pixels, "deterministic": deterministic, **rest})
+        return torch.full((len(pixels), 2), 0.5)
+
+
+def seen(value: int, envs: int) -> TensorDict:
+    pixels = torch.full((envs, 9, 2, 2), value, dtype=torch.uint8)
+    return TensorDict({"pixels": pixels, "previous_action": torch.full((envs, 2), value / 100)}, [envs])
+
+
+def test_the_warm_up_is_uniform_over_all_actions_and_ends_by_the_clock() -> None:
+    agent, counters = Asked(), Counters()
+    policy = ExplorationPolicy(agent, 2, counters, warmup_agent_steps=10, seed=3)
+    counters.agent_steps = 9
+    actions = policy(seen(1, 4000))["action"]
+    assert not agent.calls
+    assert actions.shape == (4000, 2)
+    low, middle, high = torch.quantile(actions, torch.tensor([0.05, 0.5, 0.95]), dim=0)
+    torch.testing.assert_close(low, torch.full((2,), -0.9), atol=0.03, rtol=0)
+    torch.testing.assert_close(middle, torch.zeros(2), atol=0.06, rtol=0)
+    torch.testing.assert_close(high, torch.full((2,), 0.9), atol=0.03, rtol=0)
+    assert not torch.equal(actions, policy(seen(1, 4000))["action"])
+    counters.agent_steps = 10
+    assert torch.equal(policy(seen(1, 3))["action"], torch.full((3, 2), 0.5))
+
+
+def test_afterwards_the_agent_samples_and_is_told_its_last_action() -> None:
+    agent = Asked()
+    policy = ExplorationPolicy(agent, 2, Counters(), warmup_agent_steps=0, seed=3)
+    for value in (7, 8):
+        policy(seen(value, 1))
+    generators = []
+    for value, call in zip((7, 8), agent.calls, strict=True):
+        assert call["pixels"].unique().tolist() == [value]
+        assert not call["deterministic"]
+        assert call["previous_action"].unique().tolist() == [torch.tensor(value / 100).item()]
+        generators.append(call["generator"])
+    assert generators[0] is generators[1]  # it goes on drawing, from a seed of its own
+    assert generators[0].initial_seed() == 3
