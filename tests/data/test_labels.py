@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 
-from covr_lightning.agent import DelayedPrior
+from covr_lightning.agent import ConstantPrior, DelayedPrior
 from covr_lightning.agent.finite import FiniteGuard
 from covr_lightning.counters import Counters
 from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
@@ -133,6 +133,23 @@ def test_rows_in_between_hold_the_last_answer_of_their_episode() -> None:
     assert queue.asked == 4
     with pytest.raises(ConfigError, match=r"data\.hold_answers"):
         LabelQueue(storage, echo, stale="relabel", hold=True)
+
+
+def test_an_answer_is_held_to_the_end_of_its_episode() -> None:
+    storage, echo = FrameStackStorage(100), Echo()
+    labels = LabelQueue(storage, echo, every_agent_steps=10, batch_size=1, hold=True)
+    experience = Experience(
+        TensorDictReplayBuffer(storage=storage, batch_size=1), None, labels, ReplayParts(Path("never written")),
+        range(1), Counters(), ConstantPrior(), FiniteGuard(), [], [], StepTimes(),
+    )  # fmt: skip
+    for t in range(6):
+        pixels, done = torch.full((1, 9, 2, 2), 2 * t, dtype=torch.uint8), torch.tensor([[t == 2]])
+        over = {"reward": torch.zeros(1, 1), "done": done, "lost": torch.zeros(1, 1, dtype=torch.bool)}
+        row = {"pixels": pixels, "action": torch.zeros(1, 1), "env": torch.zeros(1, dtype=torch.long)}
+        collected = TensorDict(row | {"next": over | {"pixels": pixels + 2}}, [1])
+        experience.add(*experience.prepare(collected))
+    labels.flush()
+    assert storage.get(range(6))["a_v_valid"].flatten().tolist() == [True] * 3 + [False] * 3
 
 
 def test_an_answer_is_held_no_longer_when_asking_begins_again() -> None:

@@ -9,6 +9,8 @@ from torchrl.data import RandomSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from covr_lightning.data import EmphasizingRecentSampler, FrameStackStorage
+from covr_lightning.data.replay import make_replay
+from covr_lightning.envs import EnvSpec
 from covr_lightning.errors import ConfigError
 
 
@@ -23,6 +25,13 @@ def replay(sampler: Sampler, capacity: int, batch: int = 2000) -> TensorDictRepl
     return TensorDictReplayBuffer(
         storage=FrameStackStorage(capacity), sampler=sampler, batch_size=batch, generator=generator
     )
+
+
+def test_a_run_tells_it_how_long_an_episode_is() -> None:
+    spec = EnvSpec("cartpole-swingup", 4, 4, 3, 1, 7, 1000)  # 1,000 environment steps, 7 an agent step
+    sampler = EmphasizingRecentSampler()
+    make_replay(100, 4, spec, sampler, torch.device("cpu"), 0)
+    assert sampler.episode_agent_steps == 143
 
 
 def test_c_k_of_an_episode_by_hand() -> None:

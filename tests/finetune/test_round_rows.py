@@ -15,9 +15,11 @@ from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, RandomSubset, Ran
 from covr_lightning.finetune.filters import Filter
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
+from covr_lightning.finetune.training import train_adapter
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.vlm.vlm import Proposals
-from tests.finetune.small_rounds import vlm
+from tests.finetune.small_rounds import CPU, frames, vlm
+from tests.finetune.small_rounds import SETTINGS as SMALL
 
 ROWS = 60
 #: Row i has a picture of value i, and the action (i / 100, −i / 200); ten episodes of six rows.
@@ -169,3 +171,22 @@ def test_errors_are_of_parsed_answers_and_shares_of_those_that_came() -> None:
     answers = Proposals(said, torch.tensor([True, True, False, False]), torch.tensor([True, True, True, False]))
     error, unparsable, unanswered = proposal_error(answers, torch.zeros(4, 2))
     assert (error, unparsable, unanswered) == pytest.approx((0.2, 1 / 3, 1 / 4))
+
+
+def test_an_optimizer_step_is_of_as_many_batches_as_are_accumulated(
+    untrained_vlm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    before = VLMFineTuner.on_before_optimizer_step
+
+    def step(tuner: VLMFineTuner, optimizer: Any) -> None:
+        steps.append(len(tuner.losses))
+        before(tuner, optimizer)
+
+    monkeypatch.setattr(VLMFineTuner, "on_before_optimizer_step", step)
+    settings = replace(SMALL, epochs=2, batch_size=2, accumulate=3)
+    some = frames(12), torch.zeros(12, 2), torch.ones(12)
+    losses, failures = train_adapter(vlm(untrained_vlm), *some, settings, CPU)
+    assert failures == []
+    assert len(losses) == 12  # twice six batches
+    assert steps == [3, 6, 9, 12]

@@ -49,6 +49,13 @@ def test_whole_episodes_go_first_and_the_last_one_is_cut() -> None:
     }
 
 
+def test_a_stretch_may_be_anywhere_in_its_episode() -> None:
+    begins = {min(split(torch.arange(40), 0.25, torch.zeros(40, dtype=torch.int64), seed)[0]) for seed in range(60)}
+    assert begins <= {*range(31)}
+    assert min(begins) < 5
+    assert max(begins) > 25
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 10])
 def test_few_rows_are_not_all_taken_from_training(rows: int) -> None:
     held_out, training = split(torch.arange(rows), 0.1, torch.zeros(rows, dtype=torch.int64))
