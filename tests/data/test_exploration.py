@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from covr_lightning.counters import Counters
+from covr_lightning.data import ExperienceData
 from covr_lightning.data.exploration import ExplorationPolicy
+from covr_lightning.envs import PointReach
 
 
 class Asked:
@@ -56,3 +59,13 @@ def test_afterwards_the_agent_samples_and_is_told_its_last_action() -> None:
         generators.append(call["generator"])
     assert generators[0] is generators[1]  # it goes on drawing, from a seed of its own
     assert generators[0].initial_seed() == 3
+
+
+def test_the_policy_is_told_of_episodes_that_end_or_are_cut() -> None:
+    ended: list[int] = []
+    data = ExperienceData(PointReach(), num_envs=3)
+    data.policy = SimpleNamespace(end_episode=ended.append)  # type: ignore[assignment]
+    for env, transition in ((0, False), (1, True), (2, None)):
+        row = None if transition is None else TensorDict({"next": {"done": torch.tensor([transition])}})
+        data._tell_policy(env, row)
+    assert ended == [1, 2]
