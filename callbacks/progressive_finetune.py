@@ -210,7 +210,9 @@ class ProgressiveFineTune(L.Callback):
         with stop_signals.at_once():
             if data.labels is not None:
                 data.labels.flush()
-            rows, scores = everyones(*self._own(pl_module))
+            with processes.failing_together():
+                own = self._own(pl_module)
+            rows, scores = everyones(*own)
             report = RoundReport(round=data.counters.rounds + 1, env_steps=data.counters.env_steps, rows=len(rows))
             files = self._files(trainer, report.round)
             if report.round == 1:
@@ -280,7 +282,7 @@ class ProgressiveFineTune(L.Callback):
         """This process's finished rows and their scores."""
         assert self.buffer is not None, "setup made it"
         rows = self.buffer.rows()
-        return rows, self.score(rows, pl_module.min_q).cpu() if len(rows) else torch.zeros(0)
+        return rows, self.score.of(rows, pl_module.min_q) if len(rows) else torch.zeros(0)
 
     def _spread(self, pl_module: SACModule, data: ExperienceData) -> Spread:
         """Estimate ε, and the policy's noise, on states drawn from D, without touching the sampler's random state."""

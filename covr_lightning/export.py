@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from covr_lightning.agent.networks import frozen
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.errors import ConfigError
 
@@ -100,7 +101,8 @@ def export_policy(agent: SACModule, folder: Path, seed: int = 0) -> list[Exporte
     shapes = {name: {0: batch} for name in inputs}
 
     try:
-        with TemporaryDirectory(dir=folder, prefix=".export-") as part:  # what was there stays until all is checked
+        # What was there stays until all is checked; what is read again takes no gradients.
+        with frozen(policy), TemporaryDirectory(dir=folder, prefix=".export-") as part:
             pt2, onnx = (Path(part, name) for name in POLICY_FILES)
             torch.export.save(torch.export.export(policy, example, dynamic_shapes=shapes), pt2)
             loaded = torch.export.load(pt2).module()

@@ -59,6 +59,8 @@ def test_an_actor_that_reads_its_previous_action_takes_a_second_input(tmp_path: 
     frames, before = torch.randint(0, 256, (5, 12, 30, 30), dtype=torch.uint8), torch.rand(5, 2)
     program = torch.export.load(files[0].path).module()
     torch.testing.assert_close(program(frames, before), agent.act(frames, True, previous_action=before))
+    assert program(frames, before).numpy().shape == (len(frames), agent.spec.action_dim)  # it takes no gradients
+    assert all(parameter.requires_grad for parameter in agent.actor.parameters())  # the agent still does
     for file in files:  # without a previous action it is zero, as at an episode's first step
         run, shape = open_policy(file.path, torch.device("cpu"))
         assert shape == (12, 30, 30)
@@ -88,6 +90,8 @@ def test_covr_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     weights = torch.export.load(tmp_path / "policy" / "policy.pt2").state_dict
     assert torch.equal(weights["projection.linear.weight"], state["actor_projection.linear.weight"])
 
+    assert main(["export", *command, "--model.hidden", "8", "--ckpt_path", last, "--out", str(tmp_path / "x")]) == 2
+    assert "is of other networks (YAML key model): critic.q1.0.weight is (16, 51) there" in capsys.readouterr().err
     assert main(["export", *command, "--ckpt_path", last]) == 2
     assert "--out" in capsys.readouterr().err
     assert main(["export", *command, "--out", str(tmp_path)]) == 2

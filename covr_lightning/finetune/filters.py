@@ -24,8 +24,22 @@ class Filter(ABC):
             entropy: The policy's entropy ε per action dimension (nats).
 
         Returns:
-            (N,) bool.
+            (N,) bool, on the CPU.
         """
+
+    def kept(self, scores: Tensor, entropy: float) -> Tensor:
+        """The rows (K,) int64 that are kept, ascending; arguments as those of :meth:`keep`.
+
+        Raises:
+            ConfigError: :meth:`keep` gave something else than it should.
+        """
+        mask = self.keep(scores, entropy)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (len(scores),):
+            raise ConfigError(
+                f"{type(self).__name__}.keep (filter of ProgressiveFineTune) gave {described(mask)} for {len(scores)} "
+                f"rows; it must give a bool tensor of shape ({len(scores)},)."
+            )
+        return mask.nonzero().squeeze(-1)
 
     def threshold(self, scores: Tensor, entropy: float) -> float:
         """The score that a row must exceed, in the scores' own unit; NaN where there is none."""
@@ -155,6 +169,13 @@ class KeepAll(Filter):
     def keep(self, scores: Tensor, entropy: float) -> Tensor:
         """All rows."""
         return torch.ones(len(scores), dtype=torch.bool)
+
+
+def described(value: object) -> str:
+    """What somebody's class gave, in a few words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _as_vector(scores: Tensor) -> Tensor:

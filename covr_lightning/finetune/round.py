@@ -187,7 +187,7 @@ def fine_tune_round(
         report.action_dim = rows["action"].shape[-1]
         levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
         report.score_quantiles = tuple(torch.quantile(scores.double(), levels).tolist())
-    kept = filter_.keep(scores, entropy).nonzero().squeeze(-1)
+    kept = filter_.kept(scores, entropy)
     report.kept = len(kept)
     if len(scores):
         report.histogram = histogram(scores, scores[kept])
@@ -202,7 +202,7 @@ def fine_tune_round(
         held_out, training = hold_out(kept, settings.held_out, episode)
         # Weights come from the returns of all kept rows, held out or not, so that the split does not move them.
         weights = torch.zeros(len(scores))
-        weights[kept] = weight(scores[kept])
+        weights[kept] = weight.of(scores[kept])
         report.trained, report.held_out = int((weights[training] > 0).sum()), len(held_out)
         report.held_out_episodes = 0 if episode is None else len(episode[held_out].unique())
         if not report.trained:

@@ -13,7 +13,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def psi(self, c: int) -> int | None:
-        """Environment steps between round c and round c + 1 (from the start for c = 0); None: never."""
+        """Environment steps between round c and round c + 1 (from the start for c = 0), 1 or more; None: never."""
 
     def due(self, counters: Counters) -> bool:
         """Whether round ``counters.rounds + 1`` is due. Nothing is due at step 0."""
@@ -21,12 +21,21 @@ class Schedule(ABC):
         return at is not None and counters.env_steps >= at
 
     def round_at(self, c: int) -> int | None:
-        """Environment step of round c + 1: Σ_{i ≤ c} ψ_i."""
+        """Environment step of round c + 1: Σ_{i ≤ c} ψ_i.
+
+        Raises:
+            ConfigError: A ψ is below 1.
+        """
         at = 0
         for i in range(c + 1):
             psi = self.psi(i)
             if psi is None:
                 return None
+            if psi < 1:
+                raise ConfigError(
+                    f"{type(self).__name__}.psi({i}) is {psi} (schedule of ProgressiveFineTune); it must be at least 1 "
+                    "environment step, or None where no round follows."
+                )
             at += psi
         return at
 

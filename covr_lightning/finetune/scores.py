@@ -9,6 +9,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from covr_lightning.errors import ConfigError
+from covr_lightning.finetune.filters import described
+
 #: min(Q₁, Q₂) of stacked frames (B, 3·k, H, W) uint8 and actions (B, A), as (B,).
 QFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,6 +28,23 @@ class Score(ABC):
     @abstractmethod
     def __call__(self, rows: TensorDictBase, q: QFunction) -> Tensor:
         """Scores (N,) of rows (N,) with ``g``, ``reward``, ``action`` and the frames."""
+
+    def of(self, rows: TensorDictBase, q: QFunction) -> Tensor:
+        """The scores (N,) on the CPU; arguments as those of a call.
+
+        Raises:
+            ConfigError: They are not what they should be.
+        """
+        scores = self(rows, q)
+        if not isinstance(scores, Tensor) or scores.shape != (len(rows),) or not torch.isfinite(scores).all():
+            problem = described(scores)
+            if isinstance(scores, Tensor) and scores.shape == (len(rows),):
+                problem = "scores that are not finite"
+            raise ConfigError(
+                f"{type(self).__name__} (score of ProgressiveFineTune) gave {problem} for {len(rows)} rows; it must "
+                f"give a tensor of shape ({len(rows)},) of finite numbers."
+            )
+        return scores.cpu()
 
 
 class ReturnScore(Score):

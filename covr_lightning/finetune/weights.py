@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.finetune.filters import described
 
 
 class Weight(ABC):
@@ -16,6 +17,26 @@ class Weight(ABC):
     @abstractmethod
     def __call__(self, scores: Tensor) -> Tensor:
         """Weights (N,) ≥ 0 of scores (N,)."""
+
+    def of(self, scores: Tensor) -> Tensor:
+        """The weights (N,) float32 of scores (N,).
+
+        Raises:
+            ConfigError: They are not what they should be.
+        """
+        weights = self(scores)
+        if not isinstance(weights, Tensor) or weights.shape != scores.shape:
+            raise ConfigError(
+                f"{type(self).__name__} (weight of ProgressiveFineTune) gave {described(weights)} for {len(scores)} "
+                f"rows; it must give a tensor of shape ({len(scores)},)."
+            )
+        wrong = weights[~(torch.isfinite(weights) & (weights >= 0))]
+        if len(wrong):
+            raise ConfigError(
+                f"{type(self).__name__} (weight of ProgressiveFineTune) gave a row the weight {wrong[0].item():g}; "
+                "weights are numbers of 0 or more."
+            )
+        return weights.float()
 
     def reseed(self, seed: int) -> None:  # noqa: B027 (most weights draw nothing)
         """Begin a round: what is drawn in it follows from `seed` alone, so that a resumed run draws the same."""
