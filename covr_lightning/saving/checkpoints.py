@@ -13,6 +13,7 @@ import logging
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def __init__(self) -> None:
         self._named: dict[tuple[str, int, int], set[str]] = {}
+        self._read_back = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint, complete or not at all, and remove what nothing refers to any more.
@@ -50,10 +52,14 @@ class CheckpointFiles(TorchCheckpointIO):
             storage_options: Not used.
 
         Raises:
+            ConfigError: It holds something that could not be read again; told of the first one that is written.
             OSError: It could not be written; what was at `path` is still there.
         """
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        if not self._read_back:
+            _check_readable(buffer, checkpoint)
+            self._read_back = True
         write_atomically(Path(path), _sealed(buffer))
         manifests = manifests_of(checkpoint)
         if manifests:
@@ -159,6 +165,29 @@ def _load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigError(f"The file {path} is no checkpoint of this program (it holds no state_dict)")
     return checkpoint
+
+
+def _check_readable(archive: io.BytesIO, checkpoint: dict[str, Any]) -> None:
+    """Refuse what a class of somebody's own wants saved and nothing would load."""
+    archive.seek(0)
+    try:
+        torch.load(archive, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        where, kind = _foreign(checkpoint) or ("somewhere", str(error).splitlines()[0])
+        raise ConfigError(
+            f"The run cannot be saved: its checkpoint would hold a {kind} ({where}), which could not be read again. "
+            "What state_dict and random_state give must be tensors and plain values (.tolist(), .item())."
+        ) from error
+
+
+def _foreign(value: Any, at: str = "") -> tuple[str, str] | None:
+    """Where something is that is neither tensor nor plain value, and what."""
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        inside = (_foreign(part, f"{at}.{key}" if at else str(key)) for key, part in parts)
+        return next((found for found in inside if found), None)
+    module, name = type(value).__module__, type(value).__name__
+    return None if module.split(".")[0] in ("builtins", "torch") else (at, f"{module}.{name}")
 
 
 def _sealed(archive: io.BytesIO) -> Iterator[bytes | memoryview]:

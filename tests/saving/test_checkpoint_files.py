@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,17 @@ def manifest(folder: Path, *names: str) -> dict[str, Any]:
         (folder / name).write_bytes(b"part")
     sha256 = hashlib.sha256(b"part").hexdigest()
     return {"folder": str(folder), "parts": [{"name": name, "bytes": 4, "sha256": sha256} for name in names]}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(np.float64(3), "numpy.float64"), (np.arange(3), "numpy.ndarray"), (np.random.default_rng(0), "Generator")],
+)
+def test_what_could_not_be_read_again_is_not_written(value: Any, kind: str, tmp_path: Path) -> None:
+    given = checkpoint() | {"callbacks": {"Count": {"seen": [1, value]}}}
+    with pytest.raises(ConfigError, match=rf"would hold a .*{kind} \(callbacks\.Count\.seen\.1\).*\.tolist\(\)"):
+        CheckpointFiles().save_checkpoint(given, tmp_path / "a.ckpt")
+    assert not (tmp_path / "a.ckpt").exists()
 
 
 def test_plain_torch_reads_it(tmp_path: Path) -> None:
