@@ -227,7 +227,8 @@ def on_gpu_alone(job: dict[str, Any], way: Way) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity, profile
 
     device, batch = torch.device(job["device"]), job["batch"]
-    torch.cuda.set_device(device)  # which graphs are captured on
+    if device.index is not None:
+        torch.cuda.set_device(device)  # which graphs are captured on
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # beyond it, it would go on uncompiled
     if way.of_rad:
         update = rad(Path(job["rad"]), batch, job["device"])
@@ -317,10 +318,10 @@ def main() -> None:
         return
     check(parser, arguments)
     print(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    if arguments.device == "cpu":
-        on_cpu(arguments)
-    else:
-        on_gpu(arguments)
+    try:
+        (on_cpu if arguments.device == "cpu" else on_gpu)(arguments)
+    except RowFailed as failure:
+        sys.exit(str(failure))
 
 
 if __name__ == "__main__":
