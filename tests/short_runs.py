@@ -8,8 +8,13 @@ import time
 from pathlib import Path
 
 import torch
+from tensordict import TensorDictBase
 
 from covr_lightning.cli import main
+from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.saving.checkpoints import load_checkpoint
+from covr_lightning.saving.manifest import manifests_of
 
 # 40 environment steps an agent step, so an episode has 25 of them and the run 150; rounds after 30 and 90 agent steps;
 # guidance from the first round on.
@@ -65,6 +70,14 @@ trainer:
 """
     )
     return ["--config", str(path), "--name", "run"]
+
+
+def replay(run: Path) -> TensorDictBase:
+    """All rows of the last checkpoint's replay, with their stacked observations."""
+    [manifest] = manifests_of(load_checkpoint(run / "checkpoints" / "last.ckpt"))
+    storage = FrameStackStorage(manifest["max_size"])
+    ReplayParts(run / "replay").restore(storage, manifest)
+    return storage.get(range(len(storage)))
 
 
 def env_steps_saved(checkpoint: Path) -> int:

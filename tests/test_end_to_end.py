@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from covr_lightning.cli import main
-from covr_lightning.data.frame_storage import FrameStackStorage
-from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.finetune.saved_rows import load_rows
 from covr_lightning.saving.checkpoints import load_checkpoint
 from covr_lightning.saving.manifest import manifests_of
-from tests.short_runs import SMALL, fit, short_rounds
+from tests.short_runs import SMALL, fit, replay, short_rounds
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +57,7 @@ def test_guidance_labels_after_the_first_round_only(run: Path) -> None:
 
 def test_training_returns_are_logged(run: Path) -> None:
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
-    storage = FrameStackStorage(saved["replays"][0]["max_size"])
-    ReplayParts(run / "replay").restore(storage, saved["replays"][0])
-    returns = storage.get(range(150))["next", "reward"].reshape(6, 25).sum(1).tolist()
+    returns = replay(run)["next", "reward"].reshape(6, 25).sum(1).tolist()
     assert len({*returns}) == 6
     with (run / "logs" / "csv" / "metrics.csv").open() as file:
         logged = {int(row["step"]): float(row["train/return"]) for row in csv.DictReader(file) if row["train/return"]}
@@ -142,9 +138,7 @@ def test_after_each_round_the_answers_in_the_replay_are_given_anew(untrained_vlm
     assert (first["renewed"], second["renewed"]) == (0, 30)
     [manifest] = manifests_of(load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"))
     assert manifest["rows_written"] == 125
-    storage = FrameStackStorage(manifest["max_size"])
-    ReplayParts(tmp_path / "run" / "replay").restore(storage, manifest)
-    rounds = storage.column("vlm_round").squeeze(-1)
+    rounds = replay(tmp_path / "run")["vlm_round"].squeeze(-1)
     labelled = rounds[rounds >= 0]
     assert len(labelled) >= 30
     assert (labelled == 2).all()

@@ -18,17 +18,14 @@ import pytest
 import torch
 from covr_lightning.callbacks import ProgressiveFineTune
 from safetensors.torch import load_file
-from tensordict import TensorDictBase
 
 from covr_lightning.agent import SACModule
-from covr_lightning.data import ExperienceData, FrameStackStorage
+from covr_lightning.data import ExperienceData
 from covr_lightning.data.collection import OneCollector
 from covr_lightning.data.exploration import ExplorationPolicy
-from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.saving.checkpoints import load_checkpoint
-from covr_lightning.saving.manifest import manifests_of
-from tests.short_runs import env_steps_saved, fit, fit_arguments, kill_after
+from tests.short_runs import env_steps_saved, fit, fit_arguments, kill_after, replay
 
 #: What these runs do that a round need not: renew old answers, and have the VLM play alone.
 VARIANT = ("--data.stale_priors", "relabel", "--trainer.callbacks.vlm_episodes", "1")
@@ -266,14 +263,6 @@ def assert_same_run(run: Path, other: Path, rounds_trained: int = 2) -> None:
         assert tables[0] == tables[1], name
     summaries = [json.loads((r / "summary.json").read_text()) for r in (run, other)]
     assert_same(*summaries, at="summary")
-
-
-def replay(run: Path) -> TensorDictBase:
-    """All rows of the last checkpoint's replay, with their stacked observations."""
-    [manifest] = manifests_of(load_checkpoint(run / "checkpoints" / "last.ckpt"))
-    storage = FrameStackStorage(manifest["max_size"])
-    ReplayParts(run / "replay").restore(storage, manifest)
-    return storage.get(range(len(storage)))
 
 
 def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:

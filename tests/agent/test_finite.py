@@ -13,11 +13,10 @@ import torch
 from covr_lightning.agent import SACModule
 from covr_lightning.agent.finite import FiniteGuard
 from covr_lightning.counters import Counters
-from covr_lightning.data import ExperienceData, FrameStackStorage
-from covr_lightning.data.replay_parts import ReplayParts
+from covr_lightning.data import ExperienceData
 from covr_lightning.errors import ConfigError, NonFiniteError
 from covr_lightning.finetune import EpisodeBuffer
-from tests.short_runs import fit
+from tests.short_runs import fit, replay
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -80,9 +79,7 @@ def test_an_episode_ends_though_its_last_reward_is_left_out(
     assert fit(tmp_path, untrained_vlm, "--model.on_non_finite", "skip") == 0
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
     assert saved["counters"]["episodes"] == 6
-    storage = FrameStackStorage(saved["replays"][0]["max_size"])
-    ReplayParts(tmp_path / "run" / "replay").restore(storage, saved["replays"][0])
-    rewards = storage.get(range(len(storage)))["next", "reward"].flatten()
+    rewards = replay(tmp_path / "run")["next", "reward"].flatten()
     assert len(rewards) == 149
     assert saved["processes"][0]["last_training_return"] == pytest.approx(float(rewards[-25:].sum()))
     assert saved["processes"][0]["returns"] == [0.0]

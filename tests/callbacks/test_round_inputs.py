@@ -12,11 +12,9 @@ from torch import Tensor
 
 from covr_lightning.agent import SACModule
 from covr_lightning.agent.acting import Spread
-from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.labels import LabelQueue
-from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.finetune.round import RoundReport
-from tests.short_runs import fit
+from tests.short_runs import fit, replay
 
 GAMMA = 0.9
 
@@ -45,14 +43,6 @@ class Seen:
         return report
 
 
-def transitions(run: Path) -> Any:
-    """D of a run that is over."""
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
-    storage = FrameStackStorage(saved["replays"][0]["max_size"])
-    ReplayParts(run / "replay").restore(storage, saved["replays"][0])
-    return storage.get(range(len(storage)))
-
-
 @pytest.mark.parametrize("score", ["ReturnScore", "RewardScore", "QScore"])
 def test_rounds_are_given_the_finished_episodes_with_their_returns(
     score: str, untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -60,7 +50,7 @@ def test_rounds_are_given_the_finished_episodes_with_their_returns(
     seen = Seen(monkeypatch)
     settings = ["--model.gamma", str(GAMMA), "--trainer.callbacks.score", f"covr_lightning.finetune.{score}"]
     assert fit(tmp_path, untrained_vlm, *settings, "--data.max_env_steps", "4000") == 0
-    data = transitions(tmp_path / "run")
+    data = replay(tmp_path / "run")
     # Episodes of 25 agent steps; a round after 30 has the first one, the one after 90 the second and third.
     for given, rows in zip(seen.rounds, (range(25), range(25, 75)), strict=True):
         index = list(rows)
@@ -85,7 +75,7 @@ def test_entropy_is_estimated_on_states_from_all_of_the_replay(
 ) -> None:
     seen = Seen(monkeypatch)
     assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "4000") == 0
-    pixels = transitions(tmp_path / "run")["pixels"].flatten(1)
+    pixels = replay(tmp_path / "run")["pixels"].flatten(1)
     for states, collected in zip(seen.states, (30, 90), strict=True):
         assert len(states) == 16  # entropy_states of these runs
         drawn = [int((pixels == state).all(1).nonzero()[0]) for state in states.flatten(1)]

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 
-from covr_lightning.agent import ConstantPrior, DelayedPrior
+from covr_lightning.agent import ConstantPrior, DelayedPrior, Prior
 from covr_lightning.agent.finite import FiniteGuard
 from covr_lightning.counters import Counters
 from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
@@ -135,40 +135,40 @@ def test_rows_in_between_hold_the_last_answer_of_their_episode() -> None:
         LabelQueue(storage, echo, stale="relabel", hold=True)
 
 
-def test_an_answer_is_held_to_the_end_of_its_episode() -> None:
-    storage, echo = FrameStackStorage(100), Echo()
-    labels = LabelQueue(storage, echo, every_agent_steps=10, batch_size=1, hold=True)
-    experience = Experience(
-        TensorDictReplayBuffer(storage=storage, batch_size=1), None, labels, ReplayParts(Path("never written")),
-        range(1), Counters(), ConstantPrior(), FiniteGuard(), [], [], StepTimes(),
+def experience_of(labels: LabelQueue, counters: Counters, prior: Prior) -> Experience:
+    """Of one environment."""
+    replay = TensorDictReplayBuffer(storage=labels.storage, batch_size=1)
+    return Experience(
+        replay, None, labels, ReplayParts(Path("never written")), range(1), counters, prior, FiniteGuard(), [], [],
+        StepTimes(),
     )  # fmt: skip
+
+
+def collect(experience: Experience, t: int, done: bool = False) -> None:
+    """Its step t, whose newest frame is 2·t."""
+    pixels = torch.full((1, 9, 2, 2), 2 * t, dtype=torch.uint8)
+    over = {"reward": torch.zeros(1, 1), "done": torch.tensor([[done]]), "lost": torch.zeros(1, 1, dtype=torch.bool)}
+    row = {"pixels": pixels, "action": torch.zeros(1, 1), "env": torch.zeros(1, dtype=torch.long)}
+    experience.add(*experience.prepare(TensorDict(row | {"next": over | {"pixels": pixels + 2}}, [1])))
+
+
+def test_an_answer_is_held_to_the_end_of_its_episode() -> None:
+    storage = FrameStackStorage(100)
+    labels = LabelQueue(storage, Echo(), every_agent_steps=10, batch_size=1, hold=True)
+    experience = experience_of(labels, Counters(), ConstantPrior())
     for t in range(6):
-        pixels, done = torch.full((1, 9, 2, 2), 2 * t, dtype=torch.uint8), torch.tensor([[t == 2]])
-        over = {"reward": torch.zeros(1, 1), "done": done, "lost": torch.zeros(1, 1, dtype=torch.bool)}
-        row = {"pixels": pixels, "action": torch.zeros(1, 1), "env": torch.zeros(1, dtype=torch.long)}
-        collected = TensorDict(row | {"next": over | {"pixels": pixels + 2}}, [1])
-        experience.add(*experience.prepare(collected))
+        collect(experience, t, done=t == 2)
     labels.flush()
     assert storage.get(range(6))["a_v_valid"].flatten().tolist() == [True] * 3 + [False] * 3
 
 
 def test_an_answer_is_held_no_longer_when_asking_begins_again() -> None:
-    storage, echo, counters = FrameStackStorage(100), Echo(), Counters()
-    replay = TensorDictReplayBuffer(storage=storage, batch_size=1)
-    labels = LabelQueue(storage, echo, every_agent_steps=4, batch_size=1, hold=True)
-    prior = DelayedPrior(after_rounds=1)
-    experience = Experience(
-        replay, None, labels, ReplayParts(Path("never written")), range(1), counters, prior, FiniteGuard(), [], [],
-        StepTimes(),
-    )  # fmt: skip
+    storage, counters = FrameStackStorage(100), Counters()
+    labels = LabelQueue(storage, Echo(), every_agent_steps=4, batch_size=1, hold=True)
+    experience = experience_of(labels, counters, DelayedPrior(after_rounds=1))
     for t in range(12):
         counters.rounds = int(t < 2 or t >= 6)  # as a prior that stops guiding and begins again
-        pixels = torch.full((1, 9, 2, 2), 2 * t, dtype=torch.uint8)
-        no = torch.zeros(1, 1, dtype=torch.bool)
-        over = {"reward": torch.zeros(1, 1), "done": no, "lost": no}
-        row = {"pixels": pixels, "action": torch.zeros(1, 1), "env": torch.zeros(1, dtype=torch.long)}
-        collected = TensorDict(row | {"next": over | {"pixels": pixels + 2}}, [1])
-        experience.add(*experience.prepare(collected))
+        collect(experience, t)
     labels.flush()
     # Steps 0, 4 and 8 are those to ask at; 4 is not asked, so 6 and 7 have nothing to hold.
     rows = storage.get(range(12))

@@ -269,6 +269,16 @@ def test_returns_of_hand_made_episodes() -> None:
     assert buffer.rows()["frame"].shape == (5, 3, 2, 2)
 
 
+def test_returns_of_two_environments_in_turns() -> None:
+    buffer = EpisodeBuffer(gamma=0.5)
+    for env, reward, ends in ((0, 1.0, False), (1, 10.0, False), (0, 2.0, True), (1, 20.0, True)):
+        buffer.add(transition(reward, terminated=ends), env=env)
+    rows = buffer.rows()  # in the order in which episodes ended
+    assert rows["g"].flatten().tolist() == [2.0, 2.0, 20.0, 20.0]
+    assert rows["action"].flatten().tolist() == [1.0, 2.0, 10.0, 20.0]
+    assert rows["frame"][:, 0, 0, 0].tolist() == [1, 2, 10, 20]  # a frame's value is its reward's
+
+
 def test_a_row_s_picture_may_show_several_frames() -> None:
     buffer = EpisodeBuffer(frames=3)
     row = transition(1.0, terminated=True)

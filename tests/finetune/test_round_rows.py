@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, RandomSubset, RandomWeight, TopFraction, round
+from covr_lightning.finetune import EDDF, RALW, RandomSubset, RandomWeight, TopFraction, round
 from covr_lightning.finetune.filters import Filter
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, fine_tune_round, proposal_error
@@ -141,28 +141,6 @@ def test_training_is_in_train_mode_in_a_new_order_each_round_and_by_the_rate_of_
     assert all(sorted(order) == list(range(ROWS)) != order for order in orders)
     tuner.finish()
     assert not model.model.training
-
-
-def test_returns_reach_the_filter_as_they_were_earned() -> None:
-    # Two environments in turns: each row's own return, in the order in which episodes ended.
-    buffer = EpisodeBuffer(gamma=0.5)
-    for step, (env, reward) in enumerate([(0, 1.0), (1, 10.0), (0, 2.0), (1, 20.0)]):
-        ends = step >= 2
-        next_ = {
-            "reward": torch.tensor([reward]),
-            "terminated": torch.tensor([ends]),
-            "truncated": torch.tensor([False]),
-        }
-        row = {
-            "pixels": torch.full((9, 2, 2), step, dtype=torch.uint8),
-            "action": torch.tensor([reward]),
-            "next": next_,
-        }
-        buffer.add(TensorDict(row), env=env)
-    rows = buffer.rows()
-    assert rows["g"].flatten().tolist() == [2.0, 2.0, 20.0, 20.0]
-    assert rows["action"].flatten().tolist() == [1.0, 2.0, 10.0, 20.0]
-    assert rows["frame"][:, 0, 0, 0].tolist() == [0, 2, 1, 3]
 
 
 def test_errors_are_of_parsed_answers_and_shares_of_those_that_came() -> None:
