@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.finetune.given import one_per_row
 
 
 class Filter(ABC):
@@ -33,13 +34,8 @@ class Filter(ABC):
         Raises:
             ConfigError: :meth:`keep` gave something else than it should.
         """
-        mask = self.keep(scores, entropy)
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (len(scores),):
-            raise ConfigError(
-                f"{type(self).__name__}.keep (filter of ProgressiveFineTune) gave {described(mask)} for {len(scores)} "
-                f"rows; it must give a bool tensor of shape ({len(scores)},)."
-            )
-        return mask.nonzero().squeeze(-1)
+        part, mask = f"{type(self).__name__}.keep", self.keep(scores, entropy)
+        return one_per_row(mask, len(scores), part, "filter", "bool tensor").nonzero().squeeze(-1)
 
     def threshold(self, scores: Tensor, entropy: float) -> float:
         """The score that a row must exceed, in the scores' own unit; NaN where there is none."""
@@ -169,13 +165,6 @@ class KeepAll(Filter):
     def keep(self, scores: Tensor, entropy: float) -> Tensor:
         """All rows."""
         return torch.ones(len(scores), dtype=torch.bool)
-
-
-def described(value: object) -> str:
-    """What somebody's class gave, in a few words."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
 
 
 def _as_vector(scores: Tensor) -> Tensor:

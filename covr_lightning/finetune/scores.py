@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.finetune.filters import described
+from covr_lightning.finetune.given import one_per_row
 
 #: min(Q₁, Q₂) of stacked frames (B, 3·k, H, W) uint8 and actions (B, A), as (B,).
 QFunction = Callable[[Tensor, Tensor], Tensor]
@@ -35,14 +35,11 @@ class Score(ABC):
         Raises:
             ConfigError: They are not what they should be.
         """
-        scores = self(rows, q)
-        if not isinstance(scores, Tensor) or scores.shape != (len(rows),) or not torch.isfinite(scores).all():
-            problem = described(scores)
-            if isinstance(scores, Tensor) and scores.shape == (len(rows),):
-                problem = "scores that are not finite"
+        scores = one_per_row(self(rows, q), len(rows), type(self).__name__, "score", "tensor")
+        if not torch.isfinite(scores).all():
             raise ConfigError(
-                f"{type(self).__name__} (score of ProgressiveFineTune) gave {problem} for {len(rows)} rows; it must "
-                f"give a tensor of shape ({len(rows)},) of finite numbers."
+                f"{type(self).__name__} (score of ProgressiveFineTune) gave scores that are not finite for {len(rows)} "
+                "rows; it must give finite numbers."
             )
         return scores.cpu()
 

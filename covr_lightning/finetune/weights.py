@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.finetune.filters import described
+from covr_lightning.finetune.given import one_per_row
 
 
 class Weight(ABC):
@@ -24,12 +24,7 @@ class Weight(ABC):
         Raises:
             ConfigError: They are not what they should be.
         """
-        weights = self(scores)
-        if not isinstance(weights, Tensor) or weights.shape != scores.shape:
-            raise ConfigError(
-                f"{type(self).__name__} (weight of ProgressiveFineTune) gave {described(weights)} for {len(scores)} "
-                f"rows; it must give a tensor of shape ({len(scores)},)."
-            )
+        weights = one_per_row(self(scores), len(scores), type(self).__name__, "weight", "tensor")
         wrong = weights[~(torch.isfinite(weights) & (weights >= 0))]
         if len(wrong):
             raise ConfigError(
