@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from covr_lightning.agent.checks import check_checkpoint, check_networks
+from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.callbacks import (
     CovrProgressBar,
@@ -332,8 +332,7 @@ class _ExportCLI(CovrCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         checkpoint = load_checkpoint(Path(self._get(self.config_init, "ckpt_path")))
-        check_checkpoint(checkpoint, self.model.spec)
-        check_networks(checkpoint, self.model)
+        check_checkpoint(checkpoint, self.model)
         self.model.load_state_dict(checkpoint["state_dict"])
         for file in export_policy(self.model, self.folder):
             print(

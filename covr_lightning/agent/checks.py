@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
 from covr_lightning import processes
-from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import LARGEST_SEED
+
+if TYPE_CHECKING:
+    from covr_lightning.agent.acting import Acting
 
 #: Goes up when the networks' weights come to mean something else: 2 since features are flattened as (H′, W′, filter).
 NETWORKS = 2
@@ -80,28 +82,6 @@ def check_precision(trainer: Trainer) -> None:
         )
 
 
-def check_networks(checkpoint: dict[str, Any], module: nn.Module) -> None:
-    """Check that a checkpoint's weights are those of the networks that are to go on.
-
-    Args:
-        checkpoint: With ``state_dict``.
-        module: The agent.
-
-    Raises:
-        ConfigError: They are of other networks; the message names one.
-    """
-    there = {name: tuple(weights.shape) for name, weights in checkpoint.get("state_dict", {}).items()}
-    here = {name: tuple(weights.shape) for name, weights in module.state_dict().items()}
-    different = [name for name in [*here, *(n for n in there if n not in here)] if there.get(name) != here.get(name)]
-    if there and different:
-        shapes = [str(one.get(different[0], "missing")) for one in (there, here)]
-        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        raise ConfigError(
-            f"The checkpoint given as --ckpt_path is of other networks (YAML key model): {different[0]} is {shapes[0]} "
-            f"there, {shapes[1]} here{more}; set model as the config.yaml in the run's folder has it."
-        )
-
-
 def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
     """Check that a run can make its updates by CUDA graphs.
 
@@ -121,17 +101,17 @@ def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
         )
 
 
-def check_checkpoint(checkpoint: dict[str, Any], spec: EnvSpec) -> None:
-    """Check that a checkpoint belongs to this run's environment, and that its weights mean what they mean here.
+def check_checkpoint(checkpoint: dict[str, Any], module: Acting) -> None:
+    """Check that a checkpoint is of this run's environment and networks, and that its weights mean what they mean here.
 
     Args:
         checkpoint: What :class:`covr_lightning.agent.SACModule` saved: ``covr_spec``, ``covr_networks``.
-        spec: The shapes of this run's environment.
+        module: The agent that is to go on, with the shapes of this run's environment.
 
     Raises:
         ConfigError: They differ; the message names what.
     """
-    saved = checkpoint.get("covr_spec")
+    saved, spec = checkpoint.get("covr_spec"), module.spec
     if saved is None:
         raise ConfigError("The file given as --ckpt_path is no checkpoint of this program (it names no task).")
     if saved["task"] != spec.task:
@@ -150,4 +130,27 @@ def check_checkpoint(checkpoint: dict[str, Any], spec: EnvSpec) -> None:
         raise ConfigError(
             "The checkpoint given as --ckpt_path was saved by another version of covr_lightning, whose networks read "
             "their features in another order; go on with that version, or train anew."
+        )
+    _check_networks(checkpoint, module)
+
+
+def _check_networks(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Check that a checkpoint's weights are those of the networks that are to go on.
+
+    Args:
+        checkpoint: With ``state_dict``.
+        module: The agent.
+
+    Raises:
+        ConfigError: They are of other networks; the message names one.
+    """
+    there = {name: tuple(weights.shape) for name, weights in checkpoint.get("state_dict", {}).items()}
+    here = {name: tuple(weights.shape) for name, weights in module.state_dict().items()}
+    different = [name for name in [*here, *(n for n in there if n not in here)] if there.get(name) != here.get(name)]
+    if there and different:
+        shapes = [str(one.get(different[0], "missing")) for one in (there, here)]
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise ConfigError(
+            f"The checkpoint given as --ckpt_path is of other networks (YAML key model): {different[0]} is {shapes[0]} "
+            f"there, {shapes[1]} here{more}; set model as the config.yaml in the run's folder has it."
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from covr_lightning import processes
 from covr_lightning.agent.acting import Acting
-from covr_lightning.agent.checks import NETWORKS, check_checkpoint, check_networks
+from covr_lightning.agent.checks import NETWORKS, check_checkpoint
 from covr_lightning.agent.finite import FiniteGuard
 from covr_lightning.random_state import new_generator, seed_of
 
@@ -59,8 +59,7 @@ class Resuming(Acting):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or version before anything is overwritten."""
-        check_checkpoint(checkpoint, self.spec)
-        check_networks(checkpoint, self)
+        check_checkpoint(checkpoint, self)
         generators, number = checkpoint["covr_generators"], processes.number()
         self._generator, self._generator_state = None, generators[number] if number < len(generators) else None
         self._start_a_new_epoch(checkpoint)
