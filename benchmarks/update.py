@@ -267,11 +267,12 @@ def on_gpu(arguments: argparse.Namespace) -> None:
     print(f"{torch.cuda.get_device_name(arguments.device)}, PyTorch {torch.__version__}\n")
     print("| batch | what | precision | replay | CUDA graphs | torch.compile | updates a second | a kernel runs | MB |")
     print("|---|---|---|---|---|---|---|---|---|")
-    shared = {"what": "gpu", "kept": True, "passive": True, "rad": str(arguments.rad), "device": arguments.device}
+    shared = {"what": "gpu", "rad": str(arguments.rad), "device": arguments.device}
     shared |= {"seconds": arguments.seconds, "kernels": arguments.kernels}
     for batch in arguments.batch:
         for way in ways(arguments.device, arguments.rad is not None, not arguments.uncompiled):
-            job = shared | {"batch": batch, "way": asdict(way)}
+            own = not way.of_rad  # a row is as it is run: ours by covr
+            job = shared | {"batch": batch, "way": asdict(way), "kept": own, "passive": own}
             try:
                 turns = [in_a_process(job) for _ in range(arguments.turns or 1)]
             except RowFailed as failure:

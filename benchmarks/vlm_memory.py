@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -370,14 +371,14 @@ def main() -> None:
     parser.add_argument("--picture", type=int, default=Work.picture, help="side of a frame in pixels")
     parser.add_argument("--prompt-tokens", type=int, default=Work.prompt_tokens)
     parser.add_argument("--rank", type=int, default=128, help="of the adapter")
-    parser.add_argument("--modules", choices=["dmc", "carla"], default="dmc", help="Table 9's")
+    parser.add_argument("--modules", choices=["dmc", "carla"], default="dmc", help="Table 9's for DMControl or CARLA")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to one another
     work = Work(arguments.picture, arguments.prompt_tokens)
     print(f"{work}; margin {MARGIN_SHARE:.0%} and {MARGIN_GB} GB; computed, GB are 10⁹ bytes\n")
-    lora = LoRA(rank=arguments.rank)
-    if arguments.modules == "carla":
-        lora = LoRA(rank=arguments.rank, targets=CARLA_LORA_TARGETS)
+    targets = {"dmc": LoRA.targets, "carla": CARLA_LORA_TARGETS}
+    lora = LoRA(rank=arguments.rank, targets=targets[arguments.modules])
     counts = {name: {mode: count(MODELS[name], mode, work, lora) for mode in MODES} for name in arguments.models}
     for table in (short_table, long_table, logit_table):
         print("\n".join(table(counts)), end="\n\n")
