@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -69,8 +70,10 @@ def working_megabytes(call: Callable[[], object], device: torch.device) -> float
 
     On a GPU it is what PyTorch's allocator handed out. On the CPU it is the process's resident memory, whose mark Linux
     lets a process reset; other systems give NaN. Freed memory is first given back to the system, or it would be used
-    again unseen; as glibc does that for the main thread only, the call gets one thread.
+    again unseen; as glibc does that for the main thread only, the call gets one thread. Python's garbage is collected
+    before, or it might be while the call runs.
     """
+    gc.collect()
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)

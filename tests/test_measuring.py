@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def test_working_memory_of_a_known_allocation_even_if_it_was_freed_before() -> N
         assert working_megabytes(call, CPU) == pytest.approx(50, abs=5)
     held = torch.ones(50_000_000 // 4)
     assert working_megabytes(lambda: held.sum(), CPU) < 5  # taken before
+
+
+class Cycle:
+    """Holds memory until the garbage is collected."""
+
+    def __init__(self) -> None:
+        self.block = torch.ones(50_000_000 // 4)
+        self.itself = self
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a call's own peak")
+def test_garbage_that_is_collected_during_the_call_does_not_hide_it() -> None:
+    def call() -> None:
+        gc.collect()
+        torch.ones(50_000_000 // 4)
+
+    Cycle()
+    assert working_megabytes(call, CPU) == pytest.approx(50, abs=5)
 
 
 @pytest.mark.gpu
