@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from covr_lightning.errors import ConfigError
 from covr_lightning.step_times import StepTimes
 
 
@@ -28,6 +29,9 @@ class EnvSpec:
         action_dim: Number of action dimensions A.
         action_repeat: Environment steps (simulator control steps, "frames") per agent step.
         episode_env_steps: Environment steps after which an episode is truncated.
+
+    Raises:
+        ConfigError: A number is below 1.
     """
 
     task: str
@@ -37,6 +41,20 @@ class EnvSpec:
     action_dim: int
     action_repeat: int
     episode_env_steps: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be an environment."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "task" and value < 1:
+                raise ConfigError(
+                    f"{field.name} of {self.task}'s EnvSpec (data.env) is {value}; it must be at least 1."
+                )
+
+    @property
+    def episode_agent_steps(self) -> int:
+        """Agent steps in which `episode_env_steps` are over."""
+        return -(-self.episode_env_steps // self.action_repeat)
 
     @property
     def channels(self) -> int:
@@ -96,7 +114,8 @@ class PixelEnv(EnvBase, ABC):
     end; only the latter cuts the bootstrap.
 
     A subclass simulates: it implements :meth:`simulator_reset` and :meth:`simulator_step`, the latter with the action
-    repeat inside, so that only the last frame of an agent step is rendered.
+    repeat inside, so that only the last frame of an agent step is rendered. What it gives is checked at each step
+    (ConfigError), and an episode that it has not ended by the spec's `episode_env_steps` is truncated there.
 
     A running episode is saved as what it was drawn from and the actions since, and restored by playing these again:
     with a simulator that is deterministic this gives back its whole state, whatever that consists of.
@@ -234,7 +253,8 @@ class PixelEnv(EnvBase, ABC):
         Returns:
             ``pixels``, ``reward`` (1,) float32, and ``done``, ``terminated``, ``truncated``, ``lost``, each (1,) bool.
         """
-        frame, reward, terminated, truncated = self.simulator_receive()
+        frame, reward, terminated, truncated = self.checked_step(self.simulator_receive())
+        truncated = truncated or self.time_is_up
         self._stack.append(_channels_first(frame))
         return TensorDict(
             {
@@ -246,6 +266,51 @@ class PixelEnv(EnvBase, ABC):
                 "lost": torch.tensor([self.step_lost]),
             }
         )
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the running episode's actions have taken it to the spec's `episode_env_steps`."""
+        return len(self._actions) >= self.env_spec.episode_agent_steps
+
+    def check_frame(self, frame: Any, source: str) -> None:
+        """Check a frame, which a class of somebody's own may have drawn.
+
+        Args:
+            frame: What the simulator gave.
+            source: The method that it is from.
+
+        Raises:
+            ConfigError: It is not (H, W, 3) uint8, H and W as in the spec.
+        """
+        shape = (self.env_spec.frame_height, self.env_spec.frame_width, 3)
+        if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape == shape:
+            return
+        given = (
+            f"{frame.dtype} of shape {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
+        )
+        raise ConfigError(
+            f"{type(self).__name__}.{source} (data.env) gave {given} as a frame; it must be uint8 of shape {shape}."
+        )
+
+    def checked_step(self, given: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """What :meth:`simulator_step` gave, in plain types.
+
+        Args:
+            given: A frame, the reward, terminated, truncated.
+
+        Raises:
+            ConfigError: It is something else.
+        """
+        try:
+            frame, reward, terminated, truncated = given
+            plain = float(reward), bool(terminated), bool(truncated)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{type(self).__name__}.simulator_step (data.env) must give a frame, the reward as a number, "
+                f"terminated and truncated; what it gave is something else ({error})."
+            ) from error
+        self.check_frame(frame, "simulator_step")
+        return frame, *plain
 
     @property
     def previous_action(self) -> torch.Tensor:
@@ -263,6 +328,7 @@ class PixelEnv(EnvBase, ABC):
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:
         if not self._restored:
             self._drawn_from, first = self.draw_episode()
+            self.check_frame(first, "simulator_reset")
             self._actions = []
             self._stack.extend([_channels_first(first)] * self.env_spec.frame_stack)
         flag = torch.zeros(1, dtype=torch.bool)

@@ -315,8 +315,9 @@ def _answer_requests(pipe: connection.Connection, slot: np.ndarray, env: PixelEn
         result = getattr(env, name)(*arguments)
         if name == "draw_episode":
             result, frame = result
+            env.check_frame(frame, "simulator_reset")
         elif name == "simulator_step":
-            frame, *result = result
+            frame, *result = env.checked_step(result)
         if name in WITH_FRAME:
             slot[:] = frame.transpose(2, 0, 1)
 

@@ -94,7 +94,8 @@ class EnvProcess(PixelEnv):
         restarts: How often the process was started again.
 
     Raises:
-        ConfigError: From the first reset on: the environment cannot be built or reset with its settings.
+        ConfigError: Up to the first step: the environment cannot be built or reset with its settings, or gives
+            something else than it should.
         EnvironmentLost: From a reset or from :meth:`restore_episode`: the allowed restarts are used up.
     """
 
@@ -165,7 +166,7 @@ class EnvProcess(PixelEnv):
                 drawn_from = self._receive()
             except ChildLost:
                 continue
-            self._has_worked = self._in_episode = True
+            self._in_episode = True
             self._asked_seed = None
             return drawn_from, self._frame
 
@@ -186,7 +187,8 @@ class EnvProcess(PixelEnv):
         except ChildLost:
             self.step_lost = True
             return self._frame, 0.0, False, True
-        if terminated or truncated:
+        self._has_worked = True
+        if terminated or truncated or self.time_is_up:
             self._in_episode = False
             if self.lost_episodes == lost:
                 self._in_a_row = 0
