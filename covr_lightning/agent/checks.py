@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from covr_lightning.random_state import LARGEST_SEED
 
 if TYPE_CHECKING:
     from covr_lightning.agent.acting import Acting
+    from covr_lightning.agent.augmentations import Augmentation
+    from covr_lightning.agent.priors import Prior
 
 #: Goes up when the networks' weights come to mean something else: 2 since features are flattened as (H′, W′, filter).
 NETWORKS = 2
@@ -46,6 +49,50 @@ def check_sizes(arguments: dict[str, Any]) -> None:
     for name in ("critic_lr", "actor_lr", "alpha_lr", "alpha_init"):
         if arguments[name] <= 0:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must be above 0.")
+
+
+def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, int], key: str) -> tuple[int, int]:
+    """The size of what an augmentation, which may be somebody's own, makes of images; tried on two black ones.
+
+    Args:
+        augmentation: The augmentation.
+        channels: Of the images.
+        size: Their height and width.
+        key: Its YAML key.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ConfigError: It makes something else than uint8 images of the size that its ``output_size`` tells.
+    """
+    images = torch.zeros(2, channels, *size, dtype=torch.uint8)
+    after = augmentation.output_size(size)
+    made = {"": augmentation(images, torch.Generator().manual_seed(0)), ".centre": augmentation.centre(images)}
+    for name, given in made.items():
+        if given.dtype != torch.uint8 or given.shape != (2, channels, *after):
+            kind = str(given.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"{type(augmentation).__name__}{name} ({key}) made {kind} of shape {tuple(given.shape)} of images "
+                f"{tuple(images.shape)}; it must make uint8 of shape {(2, channels, *after)}, as its output_size tells."
+            )
+    return after
+
+
+def check_weight(prior: Prior, lam: float) -> None:
+    """Check λ, which a prior of somebody's own may have made.
+
+    Args:
+        prior: The prior.
+        lam: What its ``weight`` gave.
+
+    Raises:
+        ConfigError: It is negative or no finite number.
+    """
+    if not 0 <= lam < math.inf:
+        raise ConfigError(
+            f"{type(prior).__name__}.weight (model.prior) gave λ = {lam}; it must be a finite number from 0 on."
+        )
 
 
 def check_backend(backend: str | None) -> None:

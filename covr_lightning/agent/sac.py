@@ -23,7 +23,14 @@ from torch.optim import Adam, Optimizer
 from covr_lightning import processes
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
-from covr_lightning.agent.checks import check_backend, check_graphs, check_precision, check_sizes
+from covr_lightning.agent.checks import (
+    augmented_size,
+    check_backend,
+    check_graphs,
+    check_precision,
+    check_sizes,
+    check_weight,
+)
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.graphs import UpdateGraphs
@@ -145,7 +152,8 @@ class SACModule(Reporting):
         #: of both critics' |Q − y|. Set where the sampler goes by them.
         self.td_error_listener: Callable[[Tensor, Tensor], None] | None = None
 
-        size = self.augmentation.output_size((spec.frame_height, spec.frame_width))
+        frame = spec.frame_height, spec.frame_width
+        size = augmented_size(self.augmentation, spec.channels, frame, "model.augmentation")
         self.trunk = encoder or ConvTrunk()
         self.trunk.build(spec.channels, size, filters, strides)
         self.critic_projection = Projection(self.trunk.features, latent, tanh)
@@ -179,6 +187,7 @@ class SACModule(Reporting):
         step = self.counters.grad_steps + 1
         due = self.due(step)
         lam = self.prior.weight(self.counters)
+        check_weight(self.prior, lam)
         if self.cuda_graphs and self.device.type == "cuda":
             self._graphs = self._graphs or UpdateGraphs(self)
             with self.times("update"):

@@ -8,10 +8,14 @@ Directions follow the picture of camera 0 and were read off the joint axes and g
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import dataclass, replace
 
+from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import answer_format
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,29 @@ def prompt_for(task: str) -> Prompt:
     if task == POINT_REACH:
         return point_reach_prompt()
     raise _no_prompt(task, (*_DMC_TASKS, *DRIVING_PROMPTS, POINT_REACH))
+
+
+def check_prompt(prompt: Prompt, spec: EnvSpec) -> None:
+    """Check that a prompt asks for the actions that an environment takes; say so if it does not tell how to answer.
+
+    Args:
+        prompt: The prompt.
+        spec: The environment.
+
+    Raises:
+        ConfigError: It asks for more or fewer values.
+    """
+    if prompt.action_size != spec.action_dim:
+        raise ConfigError(
+            f"The prompt asks for {prompt.action_size} action values ({', '.join(prompt.action_names)}), but "
+            f"{spec.task} takes {spec.action_dim} (YAML key vlm.prompt.action_names)."
+        )
+    form = answer_format(prompt.action_names)
+    if form not in f"{prompt.system} {prompt.user}":
+        logger.warning(
+            "The prompt (vlm.prompt) does not show the VLM how to answer, %s; answers of any other form are not used.",
+            form,
+        )
 
 
 def point_reach_prompt() -> Prompt:

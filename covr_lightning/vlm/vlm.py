@@ -29,7 +29,7 @@ from covr_lightning.vlm.decoding import Decoder, Decoding
 from covr_lightning.vlm.engines.engine import Engine, LocalEngine
 from covr_lightning.vlm.inputs import ImagePosition, VLMInputs
 from covr_lightning.vlm.loading import load_vlm, save_vlm, skeleton
-from covr_lightning.vlm.prompts import Prompt, prompt_for
+from covr_lightning.vlm.prompts import Prompt, check_prompt, prompt_for
 from covr_lightning.vlm.quantization import Quantization, check_quantization, move
 
 __all__ = ["LORA_TARGETS", "VLM", "LoRA", "Proposals", "own_randomness"]
@@ -141,11 +141,7 @@ class VLM:
                 f"(data.env.frame_stack); it can be 1 to {spec.frame_stack}."
             )
         prompt = self.prompt or prompt_for(spec.task).of_moments(self.frames)
-        if prompt.action_size != spec.action_dim:
-            raise ConfigError(
-                f"The prompt asks for {prompt.action_size} action values ({', '.join(prompt.action_names)}), but "
-                f"{spec.task} takes {spec.action_dim} (YAML key vlm.prompt.action_names)."
-            )
+        check_prompt(prompt, spec)
         self.prompt = prompt
         self.spec = spec
         self.codec = ActionText(spec.action_low, spec.action_high)
@@ -195,7 +191,7 @@ class VLM:
         Args:
             frames: (B, 3, H, n·W) uint8, n frames side by side.
         """
-        return self.engine.answers(frames)
+        return self.engine.checked_answers(frames)
 
     def ask(self, frames: Tensor) -> Proposals:
         """The VLM's actions a_v, and which frames it did not answer.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from covr_lightning.envs import TASKS, DMControl, PointReach, Road
 from covr_lightning.errors import ConfigError
+from covr_lightning.vlm.engines.engine import Engine
 from covr_lightning.vlm.pictures import side_by_side
-from covr_lightning.vlm.prompts import prompt_for
+from covr_lightning.vlm.prompts import Prompt, prompt_for
 from covr_lightning.vlm.vlm import VLM, LoRA
 
 
@@ -125,3 +129,66 @@ def test_driving_prompts_say_what_the_paper_s_say(task: str) -> None:
     assert prompt.user.endswith("action:[steer, throttle]")
     assert ("throttle should be above 0.5" in prompt.user) == (task == "highway")
     assert ("Pedestrians may suddenly cross" in prompt.user) == (task == "ghost_pedestrian")
+
+
+class Says(Engine):
+    """Gives what it is told to."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def open(self, vlm: VLM) -> None:
+        pass
+
+    def answers(self, frames: torch.Tensor) -> list[str | None]:
+        return self.given
+
+    def use(self, adapter: Path | None) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["action:[0.10]"], "1 answers"),
+        (["action:[0.10]", 0.5], "['action:[0.10]', 0.5]"),
+        (torch.zeros(2, 1), "tensor("),
+        (None, "None"),
+    ],
+)
+def test_an_engine_of_ones_own_that_does_not_answer_each_frame(given: Any, told: str) -> None:
+    vlm = VLM(engine=Says(given))
+    vlm.load(DMControl("cartpole-swingup").spec)
+    with pytest.raises(ConfigError, match=re.escape(f"Says.answers (vlm.engine) gave {told}")) as refused:
+        vlm.propose(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    assert str(refused.value).endswith("for 2 frames; it must give a list with a text, or None, for each.")
+
+
+def test_an_engine_of_ones_own_answers() -> None:
+    vlm = VLM(engine=Says(["action:[0.10]", None, "left"]))
+    vlm.load(DMControl("cartpole-swingup").spec)
+    actions, valid, answered = vlm.ask(torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+    assert actions[0].item() == pytest.approx(0.1)
+    assert (valid.tolist(), answered.tolist()) == ([True, False, False], [True, False, True])
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_a_prompt_that_does_not_show_how_to_answer_is_told(shows: bool, caplog: pytest.LogCaptureFixture) -> None:
+    user = "Push the cart." + " Answer action:[cart_force]" * shows
+    vlm = VLM(prompt=Prompt("", user, ("cart_force",)), engine=Says([]))
+    with caplog.at_level(logging.WARNING, "covr_lightning"):
+        vlm.load(DMControl("cartpole-swingup").spec)
+    expected = (
+        "The prompt (vlm.prompt) does not show the VLM how to answer, action:[cart_force]; answers of any other form "
+        "are not used."
+    )
+    assert [record.getMessage() for record in caplog.records] == [expected] * (not shows)
+
+
+@pytest.mark.parametrize("task", [*TASKS, "point-reach"])
+def test_every_shipped_prompt_shows_how_to_answer(task: str, caplog: pytest.LogCaptureFixture) -> None:
+    vlm = VLM(engine=Says([]))
+    vlm.load(PointReach().spec if task == "point-reach" else DMControl(task).spec)
+    for scenario in ("highway", "ghost_pedestrian"):
+        VLM(engine=Says([])).load(Road(scenario).spec)
+    assert not caplog.records

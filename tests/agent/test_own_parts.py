@@ -1,0 +1,80 @@
+"""Augmentations and priors of somebody's own that give something else than they should."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from covr_lightning.agent import SPR, Augmentation, Prior
+from covr_lightning.counters import Counters
+from covr_lightning.errors import ConfigError
+from tests.agent.small_agents import agent, batch
+
+
+class Odd(Augmentation):
+    """Changes type and size as it is told."""
+
+    def __init__(self, dtype: torch.dtype = torch.uint8, rows: int = 20, acted_rows: int = 20) -> None:
+        self.dtype, self.rows, self.acted_rows = dtype, rows, acted_rows
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return images[:, :, : self.rows].to(self.dtype)
+
+    def centre(self, images: Tensor) -> Tensor:
+        return images[:, :, : self.acted_rows]
+
+
+@pytest.mark.parametrize(
+    ("odd", "sentence"),
+    [
+        (
+            Odd(torch.float32),
+            "Odd (model.augmentation) made float32 of shape (2, 9, 20, 20) of images (2, 9, 20, 20); ",
+        ),
+        (Odd(rows=16), "Odd (model.augmentation) made uint8 of shape (2, 9, 16, 20) of images (2, 9, 20, 20); "),
+        (Odd(acted_rows=16), "Odd.centre (model.augmentation) made uint8 of shape (2, 9, 16, 20) of images"),
+    ],
+)
+def test_an_augmentation_is_tried_before_the_run(odd: Odd, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)) as refused:
+        agent(augmentation=odd)
+    assert str(refused.value).endswith("it must make uint8 of shape (2, 9, 20, 20), as its output_size tells.")
+
+
+def test_so_is_that_of_spr() -> None:
+    with pytest.raises(ConfigError, match=re.escape("Odd (SPR's, model.objectives) made float32")):
+        agent(objectives=[SPR(augmentation=Odd(torch.float32))])
+
+
+def test_trying_it_leaves_torchs_random_numbers_alone() -> None:
+    class Noise(Augmentation):
+        def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            return torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=generator)
+
+    agent()
+    expected = torch.rand(3)
+    agent(augmentation=Noise())
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Told(Prior):
+    """λ as it is told."""
+
+    lam = 1.0
+
+    def weight(self, counters: Counters) -> float:
+        return self.lam
+
+
+@pytest.mark.parametrize("lam", [-0.1, math.nan, math.inf])
+def test_a_weight_of_the_guidance_is_a_number_from_0_on(lam: float) -> None:
+    prior = Told()
+    module = agent(prior=prior)
+    module.training_step(batch())
+    prior.lam = lam
+    with pytest.raises(ConfigError, match=rf"Told\.weight \(model\.prior\) gave λ = {lam}; it must be a finite number"):
+        module.training_step(batch())
