@@ -130,14 +130,17 @@ class ParsingCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
+            return
         except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, ConfigError | ModuleNotFoundError):
+            cause: BaseException = error
+            while not isinstance(cause, ConfigError | ModuleNotFoundError) and cause.__cause__ is not None:
                 cause = cause.__cause__
-            if not isinstance(cause, ModuleNotFoundError):  # a class may have said itself what is missing
+            if isinstance(cause, ConfigError):  # a class has said what is wrong
                 raise
-            said = " ".join(str(cause).split())
-            raise ConfigError(f"The config names a class whose package is not there: {said}") from error
+            if isinstance(cause, ModuleNotFoundError):
+                said = " ".join(str(cause).split())
+                raise ConfigError(f"The config names a class whose package is not there: {said}") from error
+        raise cause  # what a class has raised, without the parser's text of it
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")

@@ -37,7 +37,8 @@ _PIECE = "if it is a piece to add to another one, put that before it (--config r
 # The leaves.
 _NOT_OF_THE_PARSER = re.compile(r"Subcommand '.+' does not accept option '(.+)'|unrecognized arguments: --([\w.]+).*")
 _NOT_OF_THE_CLASS = re.compile(r"Option '(.+)' is not accepted")
-_ABSTRACT = re.compile(r"Expected an instantiatable class, but (\S+) is abstract")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but (?:(\S+) )?is abstract")
+_CLASS_PATH = re.compile(r".*class_path['\"]?[:=] ?['\"]([\w.]+)['\"].*")
 _NO_VALUE = re.compile(r"argument --(\w+): expected one argument")
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _VALUE = re.compile(r"Expected an? (.+)\. Got value: (.*)")
@@ -115,8 +116,8 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
         elif found := _NOT_OF_THE_CLASS.fullmatch(line):
             return _no_key_of_the_class(key, found[1], owner)
         elif found := _ABSTRACT.fullmatch(line):
-            kind = _last(found[1])
-            return f"{key} needs the class_path of a kind of {kind}; this package has {_list(kind)}."
+            given = found[1] or _CLASS_PATH.sub(r"\1", _branches(lines[number:])[1])
+            return _abstract(key, given)
         elif found := _NO_VALUE.fullmatch(line):
             return f"--{found[1]}, or a key below it, is given without a value."
         elif (found := _MISSING.fullmatch(line)) and not owner:
@@ -182,12 +183,37 @@ def _no_class(key: str, given: str, expected: str) -> str:
     for path in re.findall(r"\w+(?:\.\w+)+", expected):
         if dataclasses.is_dataclass(pydoc.locate(path)):
             return f"{key} is {_quoted(given)}; it must have keys of {_last(path)}: {', '.join(_arguments(path))}."
+    if failed := _import_error(given):
+        return f"{key} is {_quoted(given)}, but {failed}."
     by_name = {_last(path): path for path in _classes(expected)}
     if not by_name:
         return f"{key} is {_quoted(given)}, which is no class; it must be a full path, such as package.module.Class."
     near = difflib.get_close_matches(_last(given), by_name, n=1, cutoff=0.5)
     hint = f" (did you mean {by_name[near[0]]}?)" if near else ""
     return f"{key} is {_quoted(given)}, which is no class{hint}; this package has {', '.join(by_name.values())}."
+
+
+def _abstract(key: str, given: str) -> str:
+    """For one of the package's kinds of parts, or a class of somebody's own that is no whole part yet."""
+    kind = pydoc.locate(given)
+    if inspect.isclass(kind) and not kind.__module__.startswith("covr_lightning."):
+        open_methods = sorted(vars(kind)["__abstractmethods__"])
+        return f"{key} is {given}, which has yet to define {', '.join(open_methods)}."
+    return f"{key} needs the class_path of a kind of {_last(given)}; this package has {_list(_last(given))}."
+
+
+def _import_error(path: str) -> str:
+    """Why a class's module cannot be imported; nothing if it can, or is not there."""
+    module = path.rpartition(".")[0]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        if f"{module}.".startswith(f"{error.name}."):  # the module itself, or a package that it should be in
+            return ""
+        return f"the import of {module} failed: {error}"
+    except ValueError:  # no path at all
+        return ""
+    return ""
 
 
 def _branches(lines: Iterable[str]) -> tuple[list[str], str]:

@@ -206,3 +206,57 @@ def test_a_piece_alone(capsys: pytest.CaptureFixture[str], piece: str, start: st
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence.startswith(f"covr: {start}")
     assert "put that before it" in sentence
+
+
+MINE = """
+from covr_lightning.agent import Prior
+
+class Unfinished(Prior):
+    pass
+
+class Raises(Prior):
+    def __init__(self) -> None:
+        raise KeyError("nowhere")
+
+    def weight(self, counters):
+        return 1.0
+"""
+
+
+@pytest.fixture
+def _mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules of somebody's own: one with classes, one that imports what is not there."""
+    (tmp_path / "mine_of_a_test.py").write_text(MINE)
+    (tmp_path / "broken_of_a_test.py").write_text("import not_there_of_a_test")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("_mine")
+@pytest.mark.parametrize("as_yaml", [False, True])
+@pytest.mark.parametrize(
+    ("path", "start"),
+    [
+        ("mine_of_a_test.Unfinished", "model.prior is mine_of_a_test.Unfinished, which has yet to define weight."),
+        ("mine_of_a_test.Other", "model.prior is 'mine_of_a_test.Other', which is no class; this package has covr_"),
+        ("not_there_of_a_test.Other", "model.prior is 'not_there_of_a_test.Other', which is no class; this package "),
+        (
+            "broken_of_a_test.Any",
+            "model.prior is 'broken_of_a_test.Any', but the import of broken_of_a_test failed: No module named",
+        ),
+    ],
+)
+def test_classes_of_ones_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, path: str, start: str, as_yaml: bool
+) -> None:
+    written = nested("model/init_args/prior/class_path", path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(written))
+    given = ["--config", str(tmp_path / "mine.yaml")] if as_yaml else ["--model.prior", path]
+    assert refused(capsys, tmp_path, *given).startswith(start)
+
+
+@pytest.mark.usefixtures("_mine")
+def test_what_a_class_of_ones_own_raises_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="nowhere") as raised:
+        main([*QUICK, "--model.prior", "mine_of_a_test.Raises", "--runs_dir", str(tmp_path / "runs")])
+    assert raised.value.__context__ is None  # nor the parser's text
+    assert raised.traceback[-1].path.name == "mine_of_a_test.py"
