@@ -185,7 +185,7 @@ def _export(arguments: list[str]) -> int:
     if not stems:
         raise ConfigError("`covr export` needs --config, the config that the checkpoint was trained with.")
     _settle_rendering()
-    from covr_lightning.training import export
+    from covr_lightning.opening import export
 
     return export(resolved, Path(folder))
 

@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from covr_lightning.agent.checks import check_checkpoint
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.callbacks import (
     CovrProgressBar,
@@ -32,13 +31,12 @@ from covr_lightning.callbacks import (
 from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError
-from covr_lightning.export import CHECKED_FRAMES, export_policy
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.processes import AgentDDP, check_agent_strategy
 from covr_lightning.run_config import SaveConfig, write_config
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
-from covr_lightning.saving.checkpoints import CheckpointFiles, load_checkpoint
+from covr_lightning.saving.checkpoints import CheckpointFiles
 from covr_lightning.saving.lock import only_run_in
 from covr_lightning.saving.round_files import RoundFiles, round_of
 from covr_lightning.sweep.differences import read_configuration
@@ -300,18 +298,26 @@ def run(arguments: list[str], name: str) -> int:
 
     if fine_tunes_alone(arguments):
         FineTuneCLI.run_name = name
-        return _build(FineTuneCLI, arguments, VLMFineTuner, SavedRows).status
+        return build(FineTuneCLI, arguments, VLMFineTuner, SavedRows).status
     CovrCLI.run_name = name
-    _build(CovrCLI, arguments)
+    build(CovrCLI, arguments)
     return 0
 
 
-def _build(
+def build(
     cli: type[CLI],
     arguments: list[str],
     model: type[L.LightningModule] = SACModule,
     data: type[L.LightningDataModule] = ExperienceData,
 ) -> CLI:
+    """Parse a command line, build what it names, and do what the kind of CLI does with it.
+
+    Args:
+        cli: The kind.
+        arguments: Command line with configs resolved.
+        model: What ``model`` must be a subclass of.
+        data: What ``data`` must be a subclass of.
+    """
     _silence()
     return cli(
         model,
@@ -325,38 +331,6 @@ def _build(
         auto_configure_optimizers=False,
         args=arguments,
     )
-
-
-class _ExportCLI(CovrCLI):
-    """Builds a run's parts, loads the checkpoint, and writes the policy instead of running anything."""
-
-    folder: Path
-    command = "export"
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        checkpoint = load_checkpoint(Path(self._get(self.config_init, "ckpt_path")))
-        check_checkpoint(checkpoint, self.model)
-        self.model.load_state_dict(checkpoint["state_dict"])
-        for file in export_policy(self.model, self.folder):
-            print(
-                f"{file.path}: {file.megabytes:.1f} MB, {file.milliseconds:.2f} ms an action (median, batch 1, on this "
-                f"CPU), at most {file.difference:.1e} from the module on {CHECKED_FRAMES} frames"
-            )
-
-
-def export(arguments: list[str], folder: Path) -> int:
-    """Write the policy of a checkpoint (``covr export``).
-
-    Args:
-        arguments: Command line of ``covr test``, configs resolved.
-        folder: Where to write.
-
-    Returns:
-        Exit status.
-    """
-    _ExportCLI.folder = folder
-    _build(_ExportCLI, arguments)
-    return 0
 
 
 def _says_something(record: logging.LogRecord) -> bool:

@@ -1,0 +1,98 @@
+"""A run that was trained: opened from Python, and its policy exported."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+
+from covr_lightning.agent.checks import check_checkpoint
+from covr_lightning.agent.sac import SACModule
+from covr_lightning.envs.base import EnvFactory
+from covr_lightning.errors import ConfigError
+from covr_lightning.export import CHECKED_FRAMES, export_policy
+from covr_lightning.rendering import NoBackendError, choose_backend
+from covr_lightning.saving.checkpoints import load_checkpoint
+from covr_lightning.training import CovrCLI, build
+from covr_lightning.vlm.vlm import VLM
+
+
+class OpenedRun(NamedTuple):
+    """What a run consists of, as its config.yaml has it.
+
+    Attributes:
+        agent: With the checkpoint's weights, on the CPU, in evaluation mode.
+        env: Makes its environment: ``env.make(seed)``.
+        vlm: Its VLM before the first round, not loaded (``vlm.load(env.spec)``); a round's adapter is put on by
+            ``vlm.load_adapter(folder / "rounds" / "round_001_adapter", round_=1)``.
+    """
+
+    agent: SACModule
+    env: EnvFactory
+    vlm: VLM
+
+
+class _LoadedCLI(CovrCLI):
+    """Builds a run's parts and loads the checkpoint, instead of running anything."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        checkpoint = load_checkpoint(Path(self._get(self.config_init, "ckpt_path")))
+        check_checkpoint(checkpoint, self.model)
+        self.model.load_state_dict(checkpoint["state_dict"])
+
+
+class _ExportCLI(_LoadedCLI):
+    command = "export"
+
+
+class _OpeningCLI(_LoadedCLI):
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """One that is not used: the run's own may want devices that are not here."""
+        return L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+
+    def _set_seed(self) -> None:
+        """Random numbers are the caller's."""
+
+
+def open_run(folder: str | Path, checkpoint: str = "best") -> OpenedRun:
+    """Open a run of ``covr fit``.
+
+    Args:
+        folder: The run's folder, e.g. ``runs/quickstart``.
+        checkpoint: ``"best"``, ``"last"``, or the name of another file in its ``checkpoints``, without ``.ckpt``.
+
+    Raises:
+        ConfigError: There is no such run or checkpoint, or it cannot be used.
+    """
+    config, file = Path(folder) / "config.yaml", Path(folder) / "checkpoints" / f"{checkpoint}.ckpt"
+    if not config.is_file():
+        raise ConfigError(f"{folder} is no folder of a run: it has no config.yaml.")
+    if not file.is_file():
+        there = ", ".join(sorted(other.stem for other in file.parent.glob("*.ckpt"))) or "none"
+        raise ConfigError(f"The run {folder} has no checkpoint {checkpoint!r}; it has {there}.")
+    with contextlib.suppress(NoBackendError):
+        choose_backend()
+    with torch.random.fork_rng(devices=[]):
+        opened = build(_OpeningCLI, ["test", "--config", str(config), "--ckpt_path", str(file)])
+    return OpenedRun(opened.model.eval(), opened.datamodule.env_factory, opened.datamodule.vlm)
+
+
+def export(arguments: list[str], folder: Path) -> int:
+    """Write the policy of a checkpoint (``covr export``).
+
+    Args:
+        arguments: Command line of ``covr test``, configs resolved.
+        folder: Where to write.
+
+    Returns:
+        Exit status.
+    """
+    for file in export_policy(build(_ExportCLI, arguments).model, folder):
+        print(
+            f"{file.path}: {file.megabytes:.1f} MB, {file.milliseconds:.2f} ms an action (median, batch 1, on this "
+            f"CPU), at most {file.difference:.1e} from the module on {CHECKED_FRAMES} frames"
+        )
+    return 0
