@@ -31,5 +31,5 @@ def make_replay(
         generator=torch.Generator().manual_seed(seed),
     )
     if isinstance(replay.sampler, RunSampler):
-        replay.sampler.episode_agent_steps = -(-spec.episode_env_steps // spec.action_repeat)
+        replay.sampler.episode_agent_steps = spec.episode_agent_steps
     return replay

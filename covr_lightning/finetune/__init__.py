@@ -5,9 +5,11 @@ from covr_lightning.finetune.filters import EDDF, Filter, KeepAll, RandomSubset,
 from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.loss import ralw_loss
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
+from covr_lightning.finetune.round import RoundReport, fine_tune_round
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.finetune.schedules import GivenSchedule, LinearSchedule, NeverSchedule, PrintedSchedule, Schedule
 from covr_lightning.finetune.scores import QScore, ReturnScore, RewardScore, Score
+from covr_lightning.finetune.training import train_adapter
 from covr_lightning.finetune.weights import RALW, RandomWeight, ScoreAsWeight, UniformWeight, Weight
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "RandomWeight",
     "ReturnScore",
     "RewardScore",
+    "RoundReport",
     "SavedRows",
     "Schedule",
     "Score",
@@ -36,5 +39,7 @@ __all__ = [
     "VLMFineTuner",
     "Weight",
     "discounted_returns",
+    "fine_tune_round",
     "ralw_loss",
+    "train_adapter",
 ]

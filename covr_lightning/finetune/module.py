@@ -120,7 +120,13 @@ class VLMFineTuner(L.LightningModule):
         self._numbers: NumberTokens | None = None
 
     def configure_model(self) -> None:
-        """Leave out what no gradient reaches; share the weights out, if the strategy says so."""
+        """Leave out what no gradient reaches; share the weights out, if the strategy says so.
+
+        Raises:
+            RuntimeError: The VLM was not loaded.
+        """
+        if self.model is None:
+            raise RuntimeError("VLM.load(spec) comes before VLMFineTuner(vlm, …): there are no weights to train.")
         freeze_unread(self.model)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             assert self.device_mesh is not None, "the strategy made it"
@@ -131,6 +137,10 @@ class VLMFineTuner(L.LightningModule):
         """Put a sharded adapter together."""
         if self.is_sharded:
             make_adapter_whole(self.model)
+
+    def on_fit_end(self) -> None:
+        """Back to what inference needs."""
+        self.finish()
 
     def on_fit_start(self) -> None:
         """Prepare, with dropout of its own in each process."""

@@ -1,18 +1,24 @@
 """The VLM side: loading, prompts, action text, model inputs and the embedded tiny VLM."""
 
 from covr_lightning.vlm.action_text import ActionText
+from covr_lightning.vlm.decoding import Decoding
 from covr_lightning.vlm.engines.engine import Engine, LocalEngine
 from covr_lightning.vlm.engines.vllm_engine import VLLMEngine
 from covr_lightning.vlm.engines.vllm_server import VLLMServer
 from covr_lightning.vlm.inputs import VLMInputs
 from covr_lightning.vlm.loading import load_vlm
 from covr_lightning.vlm.prompts import Prompt, dmc_prompt, prompt_for
+from covr_lightning.vlm.vlm import VLM, LoRA, Proposals
 
 __all__ = [
+    "VLM",
     "ActionText",
+    "Decoding",
     "Engine",
+    "LoRA",
     "LocalEngine",
     "Prompt",
+    "Proposals",
     "VLLMEngine",
     "VLLMServer",
     "VLMInputs",

@@ -190,7 +190,12 @@ class VLM:
 
         Args:
             frames: (B, 3, H, n·W) uint8, n frames side by side.
+
+        Raises:
+            RuntimeError: It is not loaded.
         """
+        if not self._opened:
+            raise RuntimeError("VLM.load(spec) comes first: it tells the prompt and the form of an answer.")
         return self.engine.checked_answers(frames)
 
     def ask(self, frames: Tensor) -> Proposals:
