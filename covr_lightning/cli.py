@@ -73,10 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"covr: stopped by {name}; to go on, run the same command with --ckpt_path last.", file=sys.stderr)
         return stopped.exit_status
     except RunFailed as error:
-        print(
-            f"covr: {masked(str(error))}. What was saved before stays; --ckpt_path last goes on from there.",
-            file=sys.stderr,
-        )
+        saved = " What was saved before stays; --ckpt_path last goes on from there." * error.has_checkpoint
+        print(f"covr: {masked(str(error))}.{saved}", file=sys.stderr)
         return 3
     except (KeyboardInterrupt, SystemExit) as left:
         # Lightning leaves an evaluation that was interrupted by SystemExit.

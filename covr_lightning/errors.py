@@ -10,7 +10,13 @@ class ConfigError(ValueError):
 
 
 class RunFailed(Exception):
-    """What ends a run although its settings may be right. What it has saved stays good. Exit status 3."""
+    """What ends a run although its settings may be right. What it has saved stays good. Exit status 3.
+
+    Attributes:
+        has_checkpoint: Whether the run has one to go on from, which is told where the run's folder is known.
+    """
+
+    has_checkpoint: bool = False
 
 
 class NonFiniteError(RunFailed):

@@ -30,7 +30,7 @@ from covr_lightning.callbacks import (
 )
 from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, RunFailed
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.processes import AgentDDP, check_agent_strategy
@@ -266,8 +266,16 @@ class CovrCLI(ParsingCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "fit" and self._is_over():
             return
-        with only_run_in(Path(self.trainer.default_root_dir)) if subcommand == "fit" else contextlib.nullcontext():
+        if subcommand != "fit":
             super()._run_subcommand(subcommand)
+            return
+        folder = Path(self.trainer.default_root_dir)
+        with only_run_in(folder):
+            try:
+                super()._run_subcommand(subcommand)
+            except RunFailed as error:
+                error.has_checkpoint = (folder / "checkpoints" / "last.ckpt").is_file()
+                raise
 
     def _is_over(self) -> bool:
         """Whether a run is to go on that has all its steps, and say so."""

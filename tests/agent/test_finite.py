@@ -56,8 +56,20 @@ def test_a_bad_reward_stops_the_run_and_what_was_saved_stays(
     assert fit(tmp_path, untrained_vlm) == 3
     message = capsys.readouterr().err
     assert "The reward is nan at environment step 3480 (gradient step 69)" in message
+    assert message.rstrip().endswith("What was saved before stays; --ckpt_path last goes on from there.")
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["ExperienceData"]["counters"]["env_steps"] == 3000
+
+
+def test_nothing_is_said_of_what_was_saved_where_nothing_was(
+    untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad_reward_at(0, monkeypatch)
+    assert fit(tmp_path, untrained_vlm) == 3
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("covr: The reward is nan at environment step 0 ")
+    assert "saved" not in last
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
 
 def test_a_bad_reward_can_be_left_out(untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
