@@ -14,6 +14,7 @@ from covr_lightning.agent import SACModule
 from covr_lightning.agent.acting import Spread
 from covr_lightning.data.labels import LabelQueue
 from covr_lightning.finetune.round import RoundReport
+from covr_lightning.saving.checkpoints import load_checkpoint
 from tests.short_runs import fit, replay
 
 GAMMA = 0.9
@@ -82,3 +83,15 @@ def test_entropy_is_estimated_on_states_from_all_of_the_replay(
         assert len({*drawn}) > 8
         assert max(drawn) < collected
         assert max(drawn) - min(drawn) > collected // 2
+
+
+def test_after_the_last_round_no_rows_are_kept(
+    untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen(monkeypatch)
+    one_round = ["--trainer.callbacks.schedule", "GivenSchedule", "--trainer.callbacks.schedule.at_env_steps", "[1200]"]
+    assert fit(tmp_path, untrained_vlm, *one_round, "--data.max_env_steps", "4000") == 0
+    assert len(seen.rounds) == 1
+    callbacks = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["callbacks"]
+    [buffer] = next(state["buffers"] for state in callbacks.values() if "buffers" in state)
+    assert (buffer["finished"], buffer["open"]) == ([], {})
