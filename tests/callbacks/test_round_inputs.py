@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ GAMMA = 0.9
 class Seen:
     """Stands in for the round and notes what it is given."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: tuple[float, ...] = ()) -> None:
+        self.losses = losses
         self.events: list[str] = []
         self.rounds: list[dict[str, Any]] = []
         self.states: list[Tensor] = []
@@ -41,6 +43,7 @@ class Seen:
         self.events.append("round")
         given = {"rows": rows, "scores": scores, "entropy": entropy, "noise": report.noise, "vlm_round": vlm.round}
         self.rounds.append(given)
+        report.losses = [*self.losses]
         return report
 
 
@@ -95,3 +98,26 @@ def test_after_the_last_round_no_rows_are_kept(
     callbacks = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["callbacks"]
     [buffer] = next(state["buffers"] for state in callbacks.values() if "buffers" in state)
     assert (buffer["finished"], buffer["open"]) == ([], {})
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_answers_are_stale_only_if_the_vlm_was_trained(
+    trained: bool, untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen(monkeypatch, losses=(0.5,) * trained)
+    renewed: list[int] = []
+    monkeypatch.setattr(LabelQueue, "vlm_changed", lambda *_: renewed.append(len(seen.rounds)) or 7)
+    assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "4000") == 0
+    assert renewed == [1, 2] * trained
+    reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "rounds").glob("*.json"))]
+    assert [report["renewed"] for report in reports] == [7 * trained] * 2
+
+
+def test_a_round_without_rows_writes_none(untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    early = ["--trainer.callbacks.schedule", "GivenSchedule", "--trainer.callbacks.schedule.at_env_steps", "[400,1200]"]
+    more = ["--trainer.callbacks.save_rows", "true", "--data.max_env_steps", "1600"]
+    assert fit(tmp_path, untrained_vlm, *early, *more) == 0
+    assert [len(given["rows"]) for given in seen.rounds] == [0, 25]  # no episode is over after ten agent steps
+    written = sorted(path.name for path in (tmp_path / "run" / "rounds").iterdir() if path.suffix != ".json")
+    assert written == ["round_002_rows.safetensors"]
