@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(arguments)
     except RunStopped as stopped:
         name = signal.Signals(stopped.signum).name
-        print(f"covr: stopped by {name}; to go on, run the same command with --ckpt_path last.", file=sys.stderr)
+        how = "; to go on, run the same command with --ckpt_path last" * stopped.has_checkpoint
+        print(f"covr: stopped by {name}{how}.", file=sys.stderr)
         return stopped.exit_status
     except RunFailed as error:
         saved = " What was saved before stays; --ckpt_path last goes on from there." * error.has_checkpoint

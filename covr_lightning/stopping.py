@@ -24,7 +24,12 @@ class RunStopped(BaseException):
 
     Args:
         signum: The signal.
+
+    Attributes:
+        has_checkpoint: See :class:`~covr_lightning.errors.RunFailed`.
     """
+
+    has_checkpoint: bool = False
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +39,7 @@ from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles
 from covr_lightning.saving.lock import only_run_in
 from covr_lightning.saving.round_files import RoundFiles, round_of
+from covr_lightning.stopping import RunStopped
 from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.sweep.runs import env_steps_of
 from covr_lightning.vlm.vlm import VLM
@@ -96,6 +97,14 @@ def trainer_errors() -> Iterator[None]:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def _said(error: Exception) -> Exception:
+    """What a class has said behind the parser's error of it, if it said what to do; else the error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError | ModuleNotFoundError):
+        cause = cause.__cause__
+    return cause or error
+
+
 class ParsingCLI(LightningCLI):
     """LightningCLI that says in one sentence what is wrong with a config, and knows a run's folder."""
 
@@ -120,25 +129,39 @@ class ParsingCLI(LightningCLI):
         except ArgumentError as error:
             raise ConfigError(one_sentence(str(error), self._parser(args[0]))) from error
 
+    def before_instantiate_classes(self) -> None:
+        """Have it noted what a class raises: the parser's own error of it may leave that out."""
+        self._raised: Exception | None = None
+
+        def noting(class_type: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            try:
+                built = class_type(*args, **kwargs)
+            except Exception as error:
+                self._raised = error
+                raise
+            self._raised = None  # what was raised before is made good
+            return built
+
+        self.parser.add_instantiator(noting, object, subclasses=True)
+
     def instantiate_classes(self) -> None:
         """Build everything.
 
         Raises:
             ConfigError: A package that a class needs is not installed.
+            Exception: What a class has raised.
         """
         try:
             super().instantiate_classes()
             return
+        except ConfigError:
+            raise
         except Exception as error:
-            cause: BaseException = error
-            while not isinstance(cause, ConfigError | ModuleNotFoundError) and cause.__cause__ is not None:
-                cause = cause.__cause__
-            if isinstance(cause, ConfigError):  # a class has said what is wrong
-                raise
-            if isinstance(cause, ModuleNotFoundError):
-                said = " ".join(str(cause).split())
-                raise ConfigError(f"The config names a class whose package is not there: {said}") from error
-        raise cause  # what a class has raised, without the parser's text of it
+            raised = self._raised or _said(error)
+        if isinstance(raised, ModuleNotFoundError):  # else a class has said itself what is missing
+            said = " ".join(str(raised).split())
+            raise ConfigError(f"The config names a class whose package is not there: {said}") from raised
+        raise raised
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
@@ -273,8 +296,9 @@ class CovrCLI(ParsingCLI):
         with only_run_in(folder):
             try:
                 super()._run_subcommand(subcommand)
-            except RunFailed as error:
-                error.has_checkpoint = (folder / "checkpoints" / "last.ckpt").is_file()
+            except (RunFailed, RunStopped) as ended:
+                folder = Path(self.trainer.default_root_dir)  # of several processes that of the first
+                ended.has_checkpoint = (folder / "checkpoints" / "last.ckpt").is_file()
                 raise
 
     def _is_over(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -209,7 +210,10 @@ def test_a_piece_alone(capsys: pytest.CaptureFixture[str], piece: str, start: st
 
 
 MINE = """
+from lightning.pytorch.loggers import CSVLogger
 from covr_lightning.agent import Prior
+from covr_lightning.envs import PointReach
+from covr_lightning.errors import ConfigError
 
 class Unfinished(Prior):
     pass
@@ -220,6 +224,21 @@ class Raises(Prior):
 
     def weight(self, counters):
         return 1.0
+
+class RaisesInAList(CSVLogger):
+    def __init__(self) -> None:
+        raise KeyError("nowhere")
+
+class Chained(PointReach):
+    def __init__(self) -> None:
+        try:
+            open("/nowhere/at/all")
+        except OSError as error:
+            raise KeyError("nowhere") from error
+
+class Says(CSVLogger):
+    def __init__(self) -> None:
+        raise ConfigError("trainer.logger.level is 0; it must be 1.")
 """
 
 
@@ -255,8 +274,23 @@ def test_classes_of_ones_own(
 
 
 @pytest.mark.usefixtures("_mine")
-def test_what_a_class_of_ones_own_raises_is_raised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("model/init_args/prior", "Raises"), ("trainer/logger", "RaisesInAList"), ("data/init_args/env", "Chained")],
+)
+def test_what_a_class_of_ones_own_raises_is_raised(tmp_path: Path, path: str, kind: str) -> None:
+    """And not the parser's text of it, in which it may not even stand."""
+    value: Any = {"class_path": f"mine_of_a_test.{kind}"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(nested(path, [value] if kind == "RaisesInAList" else value)))
     with pytest.raises(KeyError, match="nowhere") as raised:
-        main([*QUICK, "--model.prior", "mine_of_a_test.Raises", "--runs_dir", str(tmp_path / "runs")])
-    assert raised.value.__context__ is None  # nor the parser's text
+        main([*QUICK, "--config", str(tmp_path / "mine.yaml"), "--runs_dir", str(tmp_path / "runs")])
+    assert raised.value.__context__ is None or kind == "Chained"
     assert raised.traceback[-1].path.name == "mine_of_a_test.py"
+
+
+@pytest.mark.usefixtures("_mine")
+def test_what_a_class_of_ones_own_says_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    written = nested("trainer/logger", [{"class_path": "mine_of_a_test.Says"}])
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(written))
+    assert main([*QUICK, "--config", str(tmp_path / "mine.yaml"), "--runs_dir", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "covr: trainer.logger.level is 0; it must be 1."

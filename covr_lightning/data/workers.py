@@ -138,7 +138,7 @@ class Workers(Collection):
                 why = self._why_lost(error)
                 if why is None:
                     raise
-                raise EnvironmentLost(f"{why}; the last checkpoint is whole") from error
+                raise EnvironmentLost(why) from error
             for env, lost in zip(collected["env"][..., -1].flatten(), collected[LOST][..., -1].flatten(), strict=True):
                 self._lost[int(env)] = int(lost)
             time_first = collected.select(*TRANSITION_KEYS).permute(-1, *range(collected.ndim - 1))
