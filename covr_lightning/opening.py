@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -49,16 +50,24 @@ class _ExportCLI(_LoadedCLI):
 
 
 class _OpeningCLI(_LoadedCLI):
+    def before_instantiate_classes(self) -> None:
+        """Leave out the Trainer's parts, which may want packages and devices that are not here."""
+        super().before_instantiate_classes()
+        trainer = self._get(self.config, "trainer")
+        for key in ("logger", "callbacks", "plugins", "profiler"):
+            trainer[key] = None
+        trainer.strategy = "auto"
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """One that is not used: the run's own may want devices that are not here."""
-        return L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+        """None: nothing is run."""
+        return cast("L.Trainer", None)
 
     def _set_seed(self) -> None:
         """Random numbers are the caller's."""
 
 
 def open_run(folder: str | Path, checkpoint: str = "best") -> OpenedRun:
-    """Open a run of ``covr fit``.
+    """Open a run of ``covr fit``; of the run's Trainer, nothing is built.
 
     Args:
         folder: The run's folder, e.g. ``runs/quickstart``.
@@ -75,7 +84,7 @@ def open_run(folder: str | Path, checkpoint: str = "best") -> OpenedRun:
         raise ConfigError(f"The run {folder} has no checkpoint {checkpoint!r}; it has {there}.")
     with contextlib.suppress(NoBackendError):
         choose_backend()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         opened = build(_OpeningCLI, ["test", "--config", str(config), "--ckpt_path", str(file)])
     return OpenedRun(opened.model.eval(), opened.datamodule.env_factory, opened.datamodule.vlm)
 

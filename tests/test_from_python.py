@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from covr_lightning.cli import main
 from covr_lightning.envs import DMControl
@@ -99,6 +102,26 @@ def test_an_opened_run_has_the_checkpoints_weights_and_leaves_random_numbers_alo
         assert env.spec == agent.spec
         assert vlm.model is None
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_run_of_other_packages_and_devices_is_opened(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs" / "point_reach", tmp_path / "theirs")
+    config = yaml.safe_load((tmp_path / "theirs" / "config.yaml").read_text())
+    config["trainer"] |= {"accelerator": "gpu", "devices": 8, "strategy": "ddp", "profiler": "simple"}
+    config["trainer"]["logger"] = [{"class_path": "lightning.pytorch.loggers.CometLogger"}]
+    (tmp_path / "theirs" / "config.yaml").write_text(yaml.safe_dump(config))
+    filters = [*warnings.filters]
+    assert open_run(tmp_path / "theirs").env.spec.task == "point-reach"
+    assert warnings.filters == filters
+
+
+def test_what_cannot_be_built_is_said(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs" / "point_reach", tmp_path / "theirs")
+    config = (tmp_path / "theirs" / "config.yaml").read_text()
+    assert "gamma: 0.8" in config
+    (tmp_path / "theirs" / "config.yaml").write_text(config.replace("gamma: 0.8", "gamma: 8"))
+    with pytest.raises(ConfigError, match=r"^model\.gamma is 8\.?0?; it must lie in 0 to 1"):
+        open_run(tmp_path / "theirs")
 
 
 def test_what_is_no_run(folder: Path) -> None:

@@ -139,8 +139,10 @@ class VLMFineTuner(L.LightningModule):
             make_adapter_whole(self.model)
 
     def on_fit_end(self) -> None:
-        """Back to what inference needs."""
+        """Back to what inference needs, and to the VLM's device: Lightning leaves what it trained on the CPU."""
         self.finish()
+        if not self.is_sharded:
+            self.vlm.to(self.vlm.device)
 
     def on_fit_start(self) -> None:
         """Prepare, with dropout of its own in each process."""
