@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from covr_lightning import processes
 from covr_lightning.errors import ConfigError
@@ -67,16 +67,37 @@ def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, i
         ConfigError: It makes something else than uint8 images of the size that its ``output_size`` tells.
     """
     images = torch.zeros(2, channels, *size, dtype=torch.uint8)
-    after = augmentation.output_size(size)
-    made = {"": augmentation(images, torch.Generator().manual_seed(0)), ".centre": augmentation.centre(images)}
+    height, width = augmentation.output_size(size)
+    shape = (2, channels, height, width)
+    with torch.random.fork_rng(devices=[]):
+        made = {"": augmentation(images, torch.Generator().manual_seed(0)), ".centre": augmentation.centre(images)}
     for name, given in made.items():
-        if given.dtype != torch.uint8 or given.shape != (2, channels, *after):
-            kind = str(given.dtype).removeprefix("torch.")
-            raise ConfigError(
-                f"{type(augmentation).__name__}{name} ({key}) made {kind} of shape {tuple(given.shape)} of images "
-                f"{tuple(images.shape)}; it must make uint8 of shape {(2, channels, *after)}, as its output_size tells."
-            )
-    return after
+        if isinstance(given, Tensor) and given.dtype == torch.uint8 and given.shape == shape:
+            continue
+        what = f"a {type(given).__name__}"
+        if isinstance(given, Tensor):
+            what = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
+        raise ConfigError(
+            f"{type(augmentation).__name__}{name} ({key}) made {what} of images {tuple(images.shape)}; it must make "
+            f"uint8 of shape {shape}, as its output_size tells."
+        )
+    return height, width
+
+
+def check_keeps_size(augmentation: Augmentation, channels: int, size: tuple[int, int], key: str) -> None:
+    """The same for an augmentation that must leave images as large as they are.
+
+    Args:
+        augmentation: The augmentation.
+        channels: Of the images.
+        size: Their height and width.
+        key: Its YAML key.
+
+    Raises:
+        ConfigError: It does not, or it makes something else than it should.
+    """
+    if augmented_size(augmentation, channels, size, key) != size:
+        raise ConfigError(f"{type(augmentation).__name__} ({key}) changes the images' size; it must keep it.")
 
 
 def check_weight(prior: Prior, lam: float) -> None:
@@ -89,9 +110,9 @@ def check_weight(prior: Prior, lam: float) -> None:
     Raises:
         ConfigError: It is negative or no finite number.
     """
-    if not 0 <= lam < math.inf:
+    if not isinstance(lam, float | int) or not 0 <= lam < math.inf:
         raise ConfigError(
-            f"{type(prior).__name__}.weight (model.prior) gave λ = {lam}; it must be a finite number from 0 on."
+            f"{type(prior).__name__}.weight (model.prior) gave λ = {lam!r}; it must be a finite number from 0 on."
         )
 
 

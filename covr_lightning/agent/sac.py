@@ -154,6 +154,7 @@ class SACModule(Reporting):
 
         frame = spec.frame_height, spec.frame_width
         size = augmented_size(self.augmentation, spec.channels, frame, "model.augmentation")
+        self.views.check(spec.channels, size)
         self.trunk = encoder or ConvTrunk()
         self.trunk.build(spec.channels, size, filters, strides)
         self.critic_projection = Projection(self.trunk.features, latent, tanh)

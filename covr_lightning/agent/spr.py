@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from covr_lightning import processes
 from covr_lightning.agent.augmentations import Augmentation, RandomIntensity
-from covr_lightning.agent.checks import augmented_size
+from covr_lightning.agent.checks import check_keeps_size
 from covr_lightning.agent.deepmdp import TransitionModel
 from covr_lightning.agent.networks import soft_update
 from covr_lightning.agent.objectives import Objective
@@ -93,11 +93,7 @@ class SPR(Objective):
     def build(self, agent: SACModule) -> None:
         """Create T, p, q and p̄ for the agent's latent and actions."""
         size = agent.augmentation.output_size((agent.spec.frame_height, agent.spec.frame_width))
-        if augmented_size(self.augmentation, agent.spec.channels, size, "SPR's, model.objectives") != size:
-            raise ConfigError(
-                f"{type(self.augmentation).__name__} (SPR's augmentation, model.objectives) changes the images' size; "
-                "it must keep it."
-            )
+        check_keeps_size(self.augmentation, agent.spec.channels, size, "SPR's augmentation, model.objectives")
         self.transition = TransitionModel(agent.latent + agent.spec.action_dim, self.hidden, agent.latent, False)
         self.projector = _mlp(agent.latent, self.projection)
         self.predictor = _mlp(agent.latent, self.projection)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from covr_lightning.agent.augmentations import Augmentation, RandomConvolution
+from covr_lightning.agent.checks import check_keeps_size
 from covr_lightning.errors import ConfigError
 
 
@@ -37,6 +38,17 @@ class Views(ABC):
         self, pixels: Tensor, next_pixels: Tensor, augmentation: Augmentation, generator: torch.Generator | None
     ) -> BatchViews:
         """Augment o and o' (each (B, C, H, W) uint8) into the views of one update."""
+
+    def check(self, channels: int, size: tuple[int, int]) -> None:  # noqa: B027 (most have nothing to check)
+        """Check what the views are made with beside the agent's augmentation, before a run.
+
+        Args:
+            channels: Of the images.
+            size: Height and width that come out of the agent's augmentation.
+
+        Raises:
+            ConfigError: It does not fit.
+        """
 
 
 class OneView(Views):
@@ -111,15 +123,14 @@ class SVEAViews(Views):
         self.alpha, self.beta = alpha, beta
         self._one = OneView()
 
+    def check(self, channels: int, size: tuple[int, int]) -> None:
+        """Try φ."""
+        check_keeps_size(self.strong, channels, size, "model.views.strong")
+
     def __call__(
         self, pixels: Tensor, next_pixels: Tensor, augmentation: Augmentation, generator: torch.Generator | None
     ) -> BatchViews:
         """Augment o and o' as :class:`OneView` does, and the view of o strongly in addition."""
         plain = self._one(pixels, next_pixels, augmentation, generator)
         o = plain.actor
-        size = (o.shape[-2], o.shape[-1])
-        if self.strong.output_size(size) != size:
-            raise ConfigError(
-                f"{type(self.strong).__name__} (model.views.strong) changes the images' size; it must keep it."
-            )
         return BatchViews((o, self.strong(o, generator)), (self.alpha, self.beta), plain.target, actor=o)

@@ -65,7 +65,7 @@ class SequenceSampler:
         longest = max(needing, key=lambda objective: objective.sequence_length)
         most = max(needing, key=lambda objective: objective.sequences)
         for what, limit, key in (
-            ("an episode has", spec.episode_env_steps // spec.action_repeat, "data.env.action_repeat"),
+            ("an episode has", spec.episode_agent_steps, "data.env.action_repeat"),
             ("a process's replay holds", storage.max_size, "data.replay_capacity"),
         ):
             if longest.sequence_length > limit:

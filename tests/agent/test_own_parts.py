@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from covr_lightning.agent import SPR, Augmentation, Prior
+from covr_lightning.agent import SPR, Augmentation, Prior, SVEAViews
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import agent, batch
@@ -45,15 +46,26 @@ def test_an_augmentation_is_tried_before_the_run(odd: Odd, sentence: str) -> Non
     assert str(refused.value).endswith("it must make uint8 of shape (2, 9, 20, 20), as its output_size tells.")
 
 
-def test_so_is_that_of_spr() -> None:
-    with pytest.raises(ConfigError, match=re.escape("Odd (SPR's, model.objectives) made float32")):
+def test_so_are_those_of_spr_and_svea() -> None:
+    with pytest.raises(ConfigError, match=re.escape("Odd (SPR's augmentation, model.objectives) made float32")):
         agent(objectives=[SPR(augmentation=Odd(torch.float32))])
+    with pytest.raises(ConfigError, match=re.escape("Odd (model.views.strong) made float32")):
+        agent(views=SVEAViews(strong=Odd(torch.float32)))
+
+
+def test_what_is_no_image_at_all() -> None:
+    class Forgets(Augmentation):
+        def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(ConfigError, match=r"Forgets \(model\.augmentation\) made a NoneType of images"):
+        agent(augmentation=Forgets())
 
 
 def test_trying_it_leaves_torchs_random_numbers_alone() -> None:
     class Noise(Augmentation):
         def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-            return torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=generator)
+            return torch.randint(0, 256, images.shape, dtype=torch.uint8)  # not from the generator
 
     agent()
     expected = torch.rand(3)
@@ -70,8 +82,8 @@ class Told(Prior):
         return self.lam
 
 
-@pytest.mark.parametrize("lam", [-0.1, math.nan, math.inf])
-def test_a_weight_of_the_guidance_is_a_number_from_0_on(lam: float) -> None:
+@pytest.mark.parametrize("lam", [-0.1, math.nan, math.inf, None])
+def test_a_weight_of_the_guidance_is_a_number_from_0_on(lam: Any) -> None:
     prior = Told()
     module = agent(prior=prior)
     module.training_step(batch())

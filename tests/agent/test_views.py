@@ -161,4 +161,4 @@ def test_wrong_settings() -> None:
     with pytest.raises(ConfigError, match=r"model\.views\.beta is -1"):
         SVEAViews(beta=-1)
     with pytest.raises(ConfigError, match=r"RandomCrop .* changes the images' size"):
-        agent(views=SVEAViews(strong=RandomCrop(10))).training_step(batch())
+        agent(views=SVEAViews(strong=RandomCrop(10)))
