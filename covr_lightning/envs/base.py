@@ -114,8 +114,8 @@ class PixelEnv(EnvBase, ABC):
     end; only the latter cuts the bootstrap.
 
     A subclass simulates: it implements :meth:`simulator_reset` and :meth:`simulator_step`, the latter with the action
-    repeat inside, so that only the last frame of an agent step is rendered. What it gives is checked at each step
-    (ConfigError), and an episode that it has not ended by the spec's `episode_env_steps` is truncated there.
+    repeat inside, so that only the last frame of an agent step is rendered. What it gives is checked at each step,
+    and an episode that it has not ended by the spec's `episode_env_steps` is truncated there.
 
     A running episode is saved as what it was drawn from and the actions since, and restored by playing these again:
     with a simulator that is deterministic this gives back its whole state, whatever that consists of.
@@ -252,6 +252,9 @@ class PixelEnv(EnvBase, ABC):
 
         Returns:
             ``pixels``, ``reward`` (1,) float32, and ``done``, ``terminated``, ``truncated``, ``lost``, each (1,) bool.
+
+        Raises:
+            ConfigError: The subclass has given something else than it should.
         """
         frame, reward, terminated, truncated = self.checked_step(self.simulator_receive())
         truncated = truncated or self.time_is_up
@@ -304,10 +307,13 @@ class PixelEnv(EnvBase, ABC):
         try:
             frame, reward, terminated, truncated = given
             plain = float(reward), bool(terminated), bool(truncated)
-        except (TypeError, ValueError) as error:
+            for flag in (terminated, truncated):  # what older environments give beside them is true or false, too
+                if not isinstance(flag, bool | np.bool_):
+                    raise TypeError(f"a {type(flag).__name__} where a bool should be")
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"{type(self).__name__}.simulator_step (data.env) must give a frame, the reward as a number, "
-                f"terminated and truncated; what it gave is something else ({error})."
+                f"and the bools terminated and truncated; what it gave is something else ({error})."
             ) from error
         self.check_frame(frame, "simulator_step")
         return frame, *plain

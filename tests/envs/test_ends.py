@@ -55,4 +55,7 @@ def test_what_does_not_end_is_cut_by_its_time(apart: bool) -> None:
         assert [bool(step["truncated"]) for step in steps] == [False, False, False, True]
         assert [bool(step["done"]) for step in steps] == [False, False, False, True]
         assert not any(bool(step["terminated"]) for step in steps)
+        if isinstance(env, EnvProcess):
+            env._child.kill()  # between two episodes: none is lost
+    assert env.lost_episodes == 0
     env.close()

@@ -28,6 +28,9 @@ STEPS: dict[str, Any] = {
     "as gymnasium": (FRAME, 1.0, False, False, {}),
     "two rewards": (FRAME, np.ones(2), False, False),
     "no reward": (FRAME, None, False, False),
+    "as gym had it": (FRAME, 1.0, False, {}),
+    "a flag in a tensor": (FRAME, 1.0, torch.zeros(2, dtype=torch.bool), False),
+    "a flag as a number": (FRAME, 1.0, 0, False),
     "nothing": None,
 }
 
@@ -88,7 +91,7 @@ def test_a_step_of_another_form(kind: str, apart: bool) -> None:
 
 
 def test_numbers_of_other_types_are_taken() -> None:
-    env = Odd(first=FRAME, after=(FRAME, np.float64(0.5), np.False_, 1)).make(0)
+    env = Odd(first=FRAME, after=(FRAME, np.float64(0.5), np.False_, True)).make(0)
     env.reset()
     after = step(env)
     assert after["reward"].dtype == torch.float32
