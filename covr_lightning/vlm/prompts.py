@@ -11,6 +11,7 @@ import difflib
 import logging
 from dataclasses import dataclass, replace
 
+from covr_lightning import processes
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import answer_format
@@ -172,9 +173,10 @@ def check_prompt(prompt: Prompt, spec: EnvSpec) -> None:
             f"{spec.task} takes {spec.action_dim} (YAML key vlm.prompt.action_names)."
         )
     form = answer_format(prompt.action_names)
-    if form not in f"{prompt.system} {prompt.user}":
+    told = "".join(f"{prompt.system} {prompt.user}".split())
+    if "".join(form.split()) not in told and not processes.number():
         logger.warning(
-            "The prompt (vlm.prompt) does not show the VLM how to answer, %s; answers of any other form are not used.",
+            "The prompt (vlm.prompt) does not show the VLM how to answer, %s; an answer in other words is not used.",
             form,
         )
 

@@ -39,7 +39,11 @@ class Seen:
         self.states.append(pixels.clone())
         return Spread(entropy=0.25, noise=0.75)
 
-    def round(self, report: RoundReport, vlm: Any, rows: Any, scores: Tensor, entropy: float, *_: Any) -> RoundReport:
+    def round(
+        self, report: RoundReport, vlm: Any, rows: Any, scores: Tensor, entropy: float, *more: Any
+    ) -> RoundReport:
+        *_, samples, ask_at_once = more
+        assert (samples.count, ask_at_once) == (64, 8)  # `samples` by default, data.label_batch_size of these runs
         self.events.append("round")
         given = {"rows": rows, "scores": scores, "entropy": entropy, "noise": report.noise, "vlm_round": vlm.round}
         self.rounds.append(given)
@@ -121,3 +125,14 @@ def test_a_round_without_rows_writes_none(untrained_vlm: Path, tmp_path: Path, m
     assert [len(given["rows"]) for given in seen.rounds] == [0, 25]  # no episode is over after ten agent steps
     written = sorted(path.name for path in (tmp_path / "run" / "rounds").iterdir() if path.suffix != ".json")
     assert written == ["round_002_rows.safetensors"]
+
+
+@pytest.mark.parametrize("episodes", [0, 1])
+def test_the_vlm_plays_alone_before_the_first_round_and_after_each(
+    episodes: int, untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Seen(monkeypatch)
+    alone = ["--trainer.callbacks.vlm_episodes", str(episodes), "--data.max_env_steps", "4000"]
+    assert fit(tmp_path, untrained_vlm, *alone) == 0
+    written = sorted(path.name for path in (tmp_path / "run" / "rounds").iterdir() if path.suffix != ".json")
+    assert written == [f"round_{number:03d}_vlm.safetensors" for number in range(3)] * episodes

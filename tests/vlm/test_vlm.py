@@ -172,15 +172,15 @@ def test_an_engine_of_ones_own_answers() -> None:
     assert (valid.tolist(), answered.tolist()) == ([True, False, False], [True, False, True])
 
 
-@pytest.mark.parametrize("shows", [True, False])
-def test_a_prompt_that_does_not_show_how_to_answer_is_told(shows: bool, caplog: pytest.LogCaptureFixture) -> None:
-    user = "Push the cart." + " Answer action:[cart_force]" * shows
+@pytest.mark.parametrize("shows", [" Answer action:[cart_force]", " Answer action: [ cart_force ]", ""])
+def test_a_prompt_that_does_not_show_how_to_answer_is_told(shows: str, caplog: pytest.LogCaptureFixture) -> None:
+    user = "Push the cart." + shows
     vlm = VLM(prompt=Prompt("", user, ("cart_force",)), engine=Says([]))
     with caplog.at_level(logging.WARNING, "covr_lightning"):
         vlm.load(DMControl("cartpole-swingup").spec)
     expected = (
-        "The prompt (vlm.prompt) does not show the VLM how to answer, action:[cart_force]; answers of any other form "
-        "are not used."
+        "The prompt (vlm.prompt) does not show the VLM how to answer, action:[cart_force]; an answer in other "
+        "words is not used."
     )
     assert [record.getMessage() for record in caplog.records] == [expected] * (not shows)
 
