@@ -9,6 +9,10 @@ class ConfigError(ValueError):
     """
 
 
+class WrongResult(ConfigError):
+    """A class of somebody's own gave something else than it should, and would again."""
+
+
 class RunFailed(Exception):
     """What ends a run although its settings may be right. What it has saved stays good. Exit status 3.
 

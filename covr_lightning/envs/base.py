@@ -13,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, WrongResult
 from covr_lightning.step_times import StepTimes
 
 
@@ -254,7 +254,7 @@ class PixelEnv(EnvBase, ABC):
             ``pixels``, ``reward`` (1,) float32, and ``done``, ``terminated``, ``truncated``, ``lost``, each (1,) bool.
 
         Raises:
-            ConfigError: The subclass has given something else than it should.
+            WrongResult: The subclass has given something else than it should.
         """
         frame, reward, terminated, truncated = self.checked_step(self.simulator_receive())
         truncated = truncated or self.time_is_up
@@ -283,7 +283,7 @@ class PixelEnv(EnvBase, ABC):
             source: The method that it is from.
 
         Raises:
-            ConfigError: It is not (H, W, 3) uint8, H and W as in the spec.
+            WrongResult: It is not (H, W, 3) uint8, H and W as in the spec.
         """
         shape = (self.env_spec.frame_height, self.env_spec.frame_width, 3)
         if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape == shape:
@@ -291,7 +291,7 @@ class PixelEnv(EnvBase, ABC):
         given = (
             f"{frame.dtype} of shape {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
         )
-        raise ConfigError(
+        raise WrongResult(
             f"{type(self).__name__}.{source} (data.env) gave {given} as a frame; it must be uint8 of shape {shape}."
         )
 
@@ -302,7 +302,7 @@ class PixelEnv(EnvBase, ABC):
             given: A frame, the reward, terminated, truncated.
 
         Raises:
-            ConfigError: It is something else.
+            WrongResult: It is something else.
         """
         try:
             frame, reward, terminated, truncated = given
@@ -311,7 +311,7 @@ class PixelEnv(EnvBase, ABC):
                 if not isinstance(flag, bool | np.bool_):
                     raise TypeError(f"a {type(flag).__name__} where a bool should be")
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(
+            raise WrongResult(
                 f"{type(self).__name__}.simulator_step (data.env) must give a frame, the reward as a number, "
                 f"and the bools terminated and truncated; what it gave is something else ({error})."
             ) from error

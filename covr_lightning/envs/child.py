@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from covr_lightning.envs.base import EnvSpec, PixelEnv
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, WrongResult
 from covr_lightning.stopping import SIGNALS
 
 #: How long an environment may take to close itself before its process is killed.
@@ -46,12 +46,14 @@ class ChildLost(Exception):
     Args:
         why: A clause that says which.
         config_error: What it raised is a ConfigError.
+        wrong_result: It is a WrongResult, which another process would give again.
     """
 
-    def __init__(self, why: str, config_error: bool = False) -> None:
+    def __init__(self, why: str, config_error: bool = False, wrong_result: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.config_error = config_error
+        self.wrong_result = wrong_result
 
 
 @dataclass
@@ -81,6 +83,7 @@ class _Raised:
 
     why: str
     config_error: bool
+    wrong_result: bool
 
 
 class Child:
@@ -165,7 +168,7 @@ class Child:
                 raise ChildLost(self._why_ended()) from None
             if isinstance(answer, _Raised):
                 connection.wait([self.process.sentinel], SHORT_END_SECONDS)  # it closes its environment
-                raise ChildLost(answer.why, answer.config_error)
+                raise ChildLost(answer.why, answer.config_error, answer.wrong_result)
             if number == wanted:  # or it answers a request that an exception here broke off
                 return answer
 
@@ -288,7 +291,7 @@ def _serve(
         traceback.print_exc()
         config_error = isinstance(error, ConfigError)
         why = str(error) if config_error else f"it raised {traceback.format_exception_only(error)[-1].strip()}"
-        _tell(pipe, (0, _Raised(why, config_error)))
+        _tell(pipe, (0, _Raised(why, config_error, isinstance(error, WrongResult))))
     if env is not None:
         with suppress(Exception):
             env.close()

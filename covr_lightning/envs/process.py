@@ -94,8 +94,8 @@ class EnvProcess(PixelEnv):
         restarts: How often the process was started again.
 
     Raises:
-        ConfigError: Up to the first step: the environment cannot be built or reset with its settings, or gives
-            something else than it should.
+        ConfigError: Up to the first reset: the environment cannot be built or reset with its settings. At any time: it
+            gives something else than it should.
         EnvironmentLost: From a reset or from :meth:`restore_episode`: the allowed restarts are used up.
     """
 
@@ -166,7 +166,7 @@ class EnvProcess(PixelEnv):
                 drawn_from = self._receive()
             except ChildLost:
                 continue
-            self._in_episode = True
+            self._has_worked = self._in_episode = True
             self._asked_seed = None
             return drawn_from, self._frame
 
@@ -187,7 +187,6 @@ class EnvProcess(PixelEnv):
         except ChildLost:
             self.step_lost = True
             return self._frame, 0.0, False, True
-        self._has_worked = True
         if terminated or truncated or self.time_is_up:
             self._in_episode = False
             if self.lost_episodes == lost:
@@ -279,7 +278,7 @@ class EnvProcess(PixelEnv):
         except ChildLost as lost:
             self._child.kill()
             self._child = None
-            if lost.config_error and not self._has_worked:
+            if lost.wrong_result or (lost.config_error and not self._has_worked):
                 raise ConfigError(lost.why) from None
             self._lose(lost.why)
             raise
