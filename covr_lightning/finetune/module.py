@@ -105,6 +105,7 @@ class VLMFineTuner(L.LightningModule):
     Attributes:
         losses: Eq. 6 of each forward pass, of the whole batch.
         is_sharded: Whether the weights lie in parts on several devices (FSDP2); they stay so.
+        is_finished: Whether :meth:`finish` came after the training.
     """
 
     def __init__(self, vlm: VLM, settings: FineTuneSettings) -> None:
@@ -116,6 +117,7 @@ class VLMFineTuner(L.LightningModule):
         self.model = vlm.model
         self.losses: list[float] = []
         self.is_sharded = False
+        self.is_finished = False
         self._has_gradient = False
         self._numbers: NumberTokens | None = None
 
@@ -139,10 +141,8 @@ class VLMFineTuner(L.LightningModule):
             make_adapter_whole(self.model)
 
     def on_fit_end(self) -> None:
-        """Back to what inference needs, and to the VLM's device: Lightning leaves what it trained on the CPU."""
+        """Back to what inference needs."""
         self.finish()
-        if not self.is_sharded:
-            self.vlm.to(self.vlm.device)
 
     def on_fit_start(self) -> None:
         """Prepare, with dropout of its own in each process."""
@@ -159,11 +159,19 @@ class VLMFineTuner(L.LightningModule):
         self.model.train()
 
     def finish(self) -> None:
-        """Back to what inference needs, whether training ended or failed."""
+        """Back to what inference needs: when training has ended, by :meth:`on_fit_end`; or by whoever sees it fail.
+
+        The last gradients go, which would take memory until the next round, and what is not sharded comes back to the
+        VLM's device: Lightning leaves what it trained on the CPU.
+        """
         if self.settings.gradient_checkpointing:
             self.vlm.base_model.gradient_checkpointing_disable()
             self.vlm.base_model.disable_input_require_grads()
         self.model.eval()
+        self.zero_grad()
+        if not self.is_sharded:
+            self.vlm.to(self.vlm.device)
+        self.is_finished = True
 
     def training_step(self, batch: FineTuneBatch, batch_idx: int = 0) -> Tensor:
         """W times this process's share of Eq. 6 of one batch."""

@@ -78,9 +78,8 @@ def train_adapter(
         else:
             return tuner.losses, failures
         finally:
-            tuner.zero_grad()  # they would take memory until the next round
-            if not tuner.is_sharded:
-                vlm.to(vlm.device)  # Lightning leaves what it trained on the CPU
+            if not tuner.is_finished:
+                tuner.finish()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     if not had_adapter:
@@ -113,10 +112,7 @@ def _fit(
             callbacks=[*callbacks, _LeaveSignals()],
             **{**arguments, "use_distributed_sampler": False},  # the module shares each batch out itself
         )
-        try:
-            trainer.fit(tuner, tuner.train_loader(*rows))
-        finally:
-            tuner.finish()
+        trainer.fit(tuner, tuner.train_loader(*rows))
     if not all(torch.isfinite(p).all() for p in tuner.model.parameters() if p.requires_grad):
         raise DivergedError("the adapter is not finite after the last step")
 
