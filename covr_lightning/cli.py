@@ -20,6 +20,7 @@ from typing import Any
 from covr_lightning.allocator import keep_freed_memory
 from covr_lightning.config_files import resolve_arguments
 from covr_lightning.errors import ConfigError, RunFailed
+from covr_lightning.imports import prepare_imports
 from covr_lightning.secrets import MaskSecrets, masked
 from covr_lightning.stopping import RunStopped
 
@@ -137,21 +138,10 @@ def _dispatch(arguments: list[str]) -> int:
     resolved, stems = resolve_arguments(arguments)
     if not stems and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"`covr {command}` needs --config, e.g. `covr {command} --config quickstart.yaml`.")
-    _settle_rendering()
+    prepare_imports()
     from covr_lightning.training import run
 
     return run(resolved, "+".join(stems))
-
-
-def _settle_rendering() -> None:
-    """Choose the OpenGL backend before anything imports MuJoCo, which reads MUJOCO_GL once.
-
-    A machine without any is no error yet: not every environment renders with MuJoCo.
-    """
-    from covr_lightning.rendering import NoBackendError, choose_backend
-
-    with contextlib.suppress(NoBackendError):
-        choose_backend()
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -183,13 +173,14 @@ def _export(arguments: list[str]) -> int:
     resolved, stems = resolve_arguments(["test", *rest])
     if not stems:
         raise ConfigError("`covr export` needs --config, the config that the checkpoint was trained with.")
-    _settle_rendering()
+    prepare_imports()
     from covr_lightning.opening import export
 
     return export(resolved, Path(folder))
 
 
 def _sweep(arguments: list[str]) -> int:
+    prepare_imports()
     from covr_lightning.sweep.command import sweep
 
     return sweep(arguments)
@@ -202,13 +193,14 @@ def _report(arguments: list[str]) -> int:
 
 
 def _benchmark(arguments: list[str]) -> int:
-    _settle_rendering()
+    prepare_imports()
     from covr_lightning.benchmark import benchmark
 
     return benchmark(arguments)
 
 
 def _train_embedded_vlm(arguments: list[str]) -> int:
+    prepare_imports()
     from jsonargparse import ArgumentParser
 
     from covr_lightning.vlm.embedded.recipe import train_embedded_vlm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,7 +14,7 @@ from covr_lightning.agent.sac import SACModule
 from covr_lightning.envs.base import EnvFactory
 from covr_lightning.errors import ConfigError
 from covr_lightning.export import CHECKED_FRAMES, export_policy
-from covr_lightning.rendering import NoBackendError, choose_backend
+from covr_lightning.imports import prepare_imports
 from covr_lightning.saving.checkpoints import load_checkpoint
 from covr_lightning.training import CovrCLI, build
 from covr_lightning.vlm.vlm import VLM
@@ -82,8 +81,7 @@ def open_run(folder: str | Path, checkpoint: str = "best") -> OpenedRun:
     if not file.is_file():
         there = ", ".join(sorted(other.stem for other in file.parent.glob("*.ckpt"))) or "none"
         raise ConfigError(f"The run {folder} has no checkpoint {checkpoint!r}; it has {there}.")
-    with contextlib.suppress(NoBackendError):
-        choose_backend()
+    prepare_imports()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         opened = build(_OpeningCLI, ["test", "--config", str(config), "--ckpt_path", str(file)])
     return OpenedRun(opened.model.eval(), opened.datamodule.env_factory, opened.datamodule.vlm)

@@ -181,6 +181,20 @@ def test_a_checkpoint_of_another_task(capsys: pytest.CaptureFixture[str], tmp_pa
         assert part in sentence
 
 
+@pytest.mark.parametrize(
+    "command", [["fit", "--config", "quickstart.yaml"], ["sweep", "ablations"], ["train-embedded-vlm", "--out", "x"]]
+)
+def test_a_broken_torchvision(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    here = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    code = f"{here}; from covr_lightning.cli import main; sys.exit(main({command}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    [sentence] = done.stderr.strip().splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence.startswith("covr: torchvision is installed but does not work with this torch (operator nms does")
+
+
 @pytest.mark.parametrize("backend", ["foo", "osmesa-that-is-not-there"])
 def test_no_rendering_backend(backend: str, tmp_path: Path) -> None:
     done = subprocess.run(

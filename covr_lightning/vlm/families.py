@@ -7,7 +7,6 @@ configurations say, and that is what is asked.
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 from covr_lightning.errors import ConfigError
@@ -80,26 +79,6 @@ def _video_settings(image_settings: dict[str, Any]) -> dict[str, Any]:
     """The part of an image processor's settings that its video processor shares."""
     shared = ("image_mean", "image_std", "patch_size", "merge_size", "temporal_patch_size")
     return {key: image_settings[key] for key in shared if key in image_settings}
-
-
-def check_torchvision() -> None:
-    """Refuse a torchvision that is installed but cannot be imported.
-
-    The library finds torchvision without importing it and then fails on models that have nothing to do with it, naming
-    the wrong part.
-
-    Raises:
-        ConfigError: if that is so.
-    """
-    if find_spec("torchvision") is None:
-        return
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"torchvision is installed but does not work with this torch ({error}), and then no VLM can be loaded: "
-            "uninstall it, nothing here needs it, or install the version that belongs to this torch"
-        ) from error
 
 
 def set_token_ids(model: Any, tokenizer: Any) -> None:

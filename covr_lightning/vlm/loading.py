@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.vlm.families import check_torchvision, disagreement, load_processor, set_token_ids
+from covr_lightning.imports import check_torchvision
+from covr_lightning.vlm.families import disagreement, load_processor, set_token_ids
 from covr_lightning.vlm.quantization import (
     Quantization,
     check_quantization,

@@ -10,11 +10,13 @@ from __future__ import annotations
 import difflib
 import logging
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from covr_lightning import processes
-from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import answer_format
+
+if TYPE_CHECKING:
+    from covr_lightning.envs.base import EnvSpec
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,8 @@ def check_prompt(prompt: Prompt, spec: EnvSpec) -> None:
             f"The prompt asks for {prompt.action_size} action values ({', '.join(prompt.action_names)}), but "
             f"{spec.task} takes {spec.action_dim} (YAML key vlm.prompt.action_names)."
         )
+    from covr_lightning import processes  # Lightning comes with it, which prompts need not
+
     form = answer_format(prompt.action_names)
     told = "".join(f"{prompt.system} {prompt.user}".split())
     if "".join(form.split()) not in told and not processes.number():
