@@ -209,6 +209,13 @@ def test_what_a_vlm_returns_whose_engine_is_away_is_no_measure(
         assert ("1 of 50 frames" in caplog.text) == bool(unanswered)
 
 
+def test_a_return_that_is_no_measure_is_not_told() -> None:
+    prior = AheadPrior(2.0)
+    prior.vlm_acted(200.0)
+    ProgressiveFineTune._tell_prior(prior, RoundReport(2, 2000, 10))
+    assert prior.vlm_return == 200.0
+
+
 def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path: Path) -> None:
     # The VLM answers elsewhere and is fine-tuned in a launch of its own, so the second round wrote no adapter.
     callback, vlm, _ = set_up(ProgressiveFineTune())
