@@ -98,7 +98,7 @@ def trainer_errors() -> Iterator[None]:
 
 
 def _said(error: Exception) -> Exception:
-    """What a class has said behind the parser's error of it, if it said what to do; else the error."""
+    """What model or data, which Lightning's own instantiators build, have said behind the parser's error; else that."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ConfigError | ModuleNotFoundError):
         cause = cause.__cause__
@@ -292,12 +292,11 @@ class CovrCLI(ParsingCLI):
         if subcommand != "fit":
             super()._run_subcommand(subcommand)
             return
-        folder = Path(self.trainer.default_root_dir)
-        with only_run_in(folder):
+        with only_run_in(Path(self.trainer.default_root_dir)):
             try:
                 super()._run_subcommand(subcommand)
             except (RunFailed, RunStopped) as ended:
-                folder = Path(self.trainer.default_root_dir)  # of several processes that of the first
+                folder = Path(self.trainer.default_root_dir)  # the data have made it that of the first process
                 ended.has_checkpoint = (folder / "checkpoints" / "last.ckpt").is_file()
                 raise
 
