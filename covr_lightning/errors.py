@@ -13,6 +13,18 @@ class WrongResult(ConfigError):
     """A class of somebody's own gave something else than it should, and would again."""
 
 
+def described(value: object, array: type) -> str:
+    """What somebody's class gave, in a few words.
+
+    Args:
+        value: What it gave.
+        array: What it should have given, ``torch.Tensor`` or ``numpy.ndarray``: of one, type and shape are told.
+    """
+    if isinstance(value, array):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+    return f"a {type(value).__name__}"
+
+
 class RunFailed(Exception):
     """What ends a run although its settings may be right. What it has saved stays good. Exit status 3.
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from covr_lightning import processes
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, WrongResult, described
 from covr_lightning.random_state import LARGEST_SEED
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, i
         Height and width.
 
     Raises:
-        ConfigError: It makes something else than uint8 images of the size that its ``output_size`` tells.
+        WrongResult: It makes something else than uint8 images of the size that its ``output_size`` tells.
     """
     images = torch.zeros(2, channels, *size, dtype=torch.uint8)
     height, width = augmentation.output_size(size)
@@ -74,12 +74,9 @@ def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, i
     for name, given in made.items():
         if isinstance(given, Tensor) and given.dtype == torch.uint8 and given.shape == shape:
             continue
-        what = f"a {type(given).__name__}"
-        if isinstance(given, Tensor):
-            what = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
-        raise ConfigError(
-            f"{type(augmentation).__name__}{name} ({key}) made {what} of images {tuple(images.shape)}; it must make "
-            f"uint8 of shape {shape}, as its output_size tells."
+        raise WrongResult(
+            f"{type(augmentation).__name__}{name} ({key}) made {described(given, Tensor)} of images "
+            f"{tuple(images.shape)}; it must make uint8 of shape {shape}, as its output_size tells."
         )
     return height, width
 
@@ -108,10 +105,10 @@ def check_weight(prior: Prior, lam: float) -> None:
         lam: What its ``weight`` gave.
 
     Raises:
-        ConfigError: It is negative or no finite number.
+        WrongResult: It is negative or no finite number.
     """
     if not isinstance(lam, float | int) or not 0 <= lam < math.inf:
-        raise ConfigError(
+        raise WrongResult(
             f"{type(prior).__name__}.weight (model.prior) gave λ = {lam!r}; it must be a finite number from 0 on."
         )
 

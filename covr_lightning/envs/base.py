@@ -13,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from covr_lightning.errors import ConfigError, WrongResult
+from covr_lightning.errors import ConfigError, WrongResult, described
 from covr_lightning.step_times import StepTimes
 
 
@@ -288,11 +288,9 @@ class PixelEnv(EnvBase, ABC):
         shape = (self.env_spec.frame_height, self.env_spec.frame_width, 3)
         if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape == shape:
             return
-        given = (
-            f"{frame.dtype} of shape {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
-        )
         raise WrongResult(
-            f"{type(self).__name__}.{source} (data.env) gave {given} as a frame; it must be uint8 of shape {shape}."
+            f"{type(self).__name__}.{source} (data.env) gave {described(frame, np.ndarray)} as a frame; it must be "
+            f"uint8 of shape {shape}."
         )
 
     def checked_step(self, given: Any) -> tuple[np.ndarray, float, bool, bool]:
@@ -306,7 +304,7 @@ class PixelEnv(EnvBase, ABC):
         """
         try:
             frame, reward, terminated, truncated = given
-            plain = float(reward), bool(terminated), bool(truncated)
+            reward = float(reward)
             for flag in (terminated, truncated):  # what older environments give beside them is true or false, too
                 if not isinstance(flag, bool | np.bool_):
                     raise TypeError(f"a {type(flag).__name__} where a bool should be")
@@ -316,7 +314,7 @@ class PixelEnv(EnvBase, ABC):
                 f"and the bools terminated and truncated; what it gave is something else ({error})."
             ) from error
         self.check_frame(frame, "simulator_step")
-        return frame, *plain
+        return frame, reward, bool(terminated), bool(truncated)
 
     @property
     def previous_action(self) -> torch.Tensor:

@@ -32,7 +32,7 @@ class Filter(ABC):
         """The rows (K,) int64 that are kept, ascending; arguments as those of :meth:`keep`.
 
         Raises:
-            ConfigError: :meth:`keep` gave something else than it should.
+            WrongResult: :meth:`keep` gave something else than it should.
         """
         part, mask = f"{type(self).__name__}.keep", self.keep(scores, entropy)
         return one_per_row(mask, len(scores), part, "filter", "bool tensor").nonzero().squeeze(-1)

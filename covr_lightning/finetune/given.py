@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import WrongResult, described
 
 
 def one_per_row(given: object, rows: int, part: str, slot: str, kind: Literal["tensor", "bool tensor"]) -> Tensor:
@@ -21,14 +21,12 @@ def one_per_row(given: object, rows: int, part: str, slot: str, kind: Literal["t
         kind: What it must be.
 
     Raises:
-        ConfigError: It is something else.
+        WrongResult: It is something else.
     """
     of_kind = isinstance(given, Tensor) and (kind == "tensor" or given.dtype == torch.bool)
     if isinstance(given, Tensor) and of_kind and given.shape == (rows,):
         return given
-    was = f"a {type(given).__name__}"
-    if isinstance(given, Tensor):
-        was = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
-    raise ConfigError(
-        f"{part} ({slot} of ProgressiveFineTune) gave {was} for {rows} rows; it must give a {kind} of shape ({rows},)."
+    raise WrongResult(
+        f"{part} ({slot} of ProgressiveFineTune) gave {described(given, Tensor)} for {rows} rows; it must give a "
+        f"{kind} of shape ({rows},)."
     )

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import WrongResult
 from covr_lightning.finetune.given import one_per_row
 
 #: min(Q₁, Q₂) of stacked frames (B, 3·k, H, W) uint8 and actions (B, A), as (B,).
@@ -33,11 +33,11 @@ class Score(ABC):
         """The scores (N,) on the CPU; arguments as those of a call.
 
         Raises:
-            ConfigError: They are not what they should be.
+            WrongResult: They are not what they should be.
         """
         scores = one_per_row(self(rows, q), len(rows), type(self).__name__, "score", "tensor")
         if not torch.isfinite(scores).all():
-            raise ConfigError(
+            raise WrongResult(
                 f"{type(self).__name__} (score of ProgressiveFineTune) gave scores that are not finite for {len(rows)} "
                 "rows; it must give finite numbers."
             )

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, WrongResult
 from covr_lightning.finetune.given import one_per_row
 
 
@@ -22,12 +22,12 @@ class Weight(ABC):
         """The weights (N,) float32 of scores (N,).
 
         Raises:
-            ConfigError: They are not what they should be.
+            WrongResult: They are not what they should be.
         """
         weights = one_per_row(self(scores), len(scores), type(self).__name__, "weight", "tensor")
         wrong = weights[~(torch.isfinite(weights) & (weights >= 0))]
         if len(wrong):
-            raise ConfigError(
+            raise WrongResult(
                 f"{type(self).__name__} (weight of ProgressiveFineTune) gave a row the weight {wrong[0].item():g}; "
                 "weights are numbers of 0 or more."
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import WrongResult
 
 if TYPE_CHECKING:
     from covr_lightning.vlm.vlm import VLM
@@ -48,14 +48,14 @@ class Engine(ABC):
             frames: (B, 3, H, W) uint8.
 
         Raises:
-            ConfigError: It is no list of texts and None, or not one for each frame.
+            WrongResult: It is no list of texts and None, or not one for each frame.
         """
         answers: Any = self.answers(frames)
         texts = isinstance(answers, list) and all(text is None or isinstance(text, str) for text in answers)
         if texts and len(answers) == len(frames):
             return answers
         given = f"{len(answers)} answers" if texts else f"{answers!r:.60}"
-        raise ConfigError(
+        raise WrongResult(
             f"{type(self).__name__}.answers (vlm.engine) gave {given} for {len(frames)} frames; it must give "
             "a list with a text, or None, for each."
         )
