@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import pytest
-import torch
 
 from benchmarks import update
 from benchmarks.rad_update import ours
@@ -40,7 +39,6 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_row_on_a_gpu() -> None:
     shared = {"batch": 4, "device": "cuda", "seconds": 0.2, "kernels": 3}
     row = update.on_gpu_alone(shared, update.Way("bf16", "cuda", cuda_graphs=True))
