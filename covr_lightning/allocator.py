@@ -9,7 +9,7 @@ import sys
 #: Numbers of glibc's settings, from its malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 #: Environment variables by which a user chooses for himself.
-_USERS_OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+USERS_OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_freed_memory() -> bool:
@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was done.
     """
-    if sys.platform != "linux" or any(name.startswith(_USERS_OWN) for name in os.environ):
+    if sys.platform != "linux" or any(name.startswith(USERS_OWN) for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import statistics
 import time
@@ -69,15 +68,13 @@ def working_megabytes(call: Callable[[], object], device: torch.device) -> float
     """Peak memory of one call above what was taken before it, 10⁶ bytes.
 
     On a GPU it is what PyTorch's allocator handed out. On the CPU it is the process's resident memory, whose mark Linux
-    lets a process reset; other systems give NaN. Freed memory is first given back to the system, or it would be used
-    again unseen; as glibc does that for the main thread only, the call gets one thread. Python's garbage is collected
-    before, or it might be while the call runs.
+    lets a process reset; other systems give NaN. Freed memory is given back before, but by glibc for the main thread
+    only, so the call gets one thread. Python's garbage is collected before, or it might be while the call runs.
     """
     gc.collect()
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
-        _give_back_freed_memory()
     synchronize(device)
     peak = PeakMemory(device)
     before = peak.megabytes()
@@ -90,10 +87,3 @@ def working_megabytes(call: Callable[[], object], device: torch.device) -> float
 def weights_megabytes(model: torch.nn.Module) -> float:
     """Size of a module's parameters and buffers, 10⁶ bytes; tied weights count once."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 1e6
-
-
-def _give_back_freed_memory() -> None:
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from pathlib import Path
 
@@ -15,7 +16,9 @@ class PeakMemory:
 
     On a GPU: what PyTorch's allocator had given out at once on it. Neither the CUDA context (some 0.5 GB) nor what a
     paged optimizer holds is in it, for these are not PyTorch's. Elsewhere: the whole process's resident memory, which
-    Linux alone can reset and tell.
+    Linux alone can reset and tell. What the process has freed and kept
+    (:func:`~covr_lightning.allocator.keep_freed_memory`) is first given back, or an earlier peak would count again;
+    glibc does that for what the main thread has freed.
 
     Args:
         device: Where the work is done.
@@ -27,6 +30,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
+        _give_back_freed_memory()
         try:
             _CLEAR_REFS.write_text("5")  # sets the peak back to what is resident now
         except OSError:
@@ -40,3 +44,10 @@ class PeakMemory:
             return math.nan
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / 1e6
+
+
+def _give_back_freed_memory() -> None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from covr_lightning.allocator import USERS_OWN
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
 
 #: Page faults of 20 blocks of 64 MB, each filled and freed.
@@ -30,8 +32,7 @@ print(json.dumps([done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - bef
 
 
 def faults(**variables: str) -> tuple[bool, int]:
-    mine = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}
     command = [sys.executable, "-c", SCRIPT]
     result = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
     return tuple(json.loads(result.stdout))
