@@ -52,7 +52,7 @@ def random_actions() -> Policy:
 
 def vlm_acts(vlm: VLM, counts: Answers) -> Policy:
     """The VLM alone, asked at every step."""
-    answers = HeldAnswers(vlm, action_dim=2, hold_agent_steps=1, counts=counts)
+    answers = HeldAnswers(vlm, idle_action=(0.0, 0.0), hold_agent_steps=1, counts=counts)
 
     def policy(env: DrivingEnv, frame: np.ndarray) -> tuple[float, float]:
         steer, throttle = answers(torch.from_numpy(frame.transpose(2, 0, 1).copy())[None])[0].tolist()

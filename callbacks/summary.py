@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from covr_lightning import processes
 from covr_lightning.finetune.round import RoundReport
+from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.files import as_json, write_or_warn
 
@@ -66,8 +68,10 @@ class RunSummary(L.Callback):
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         labels = data.labels
-        mine = [data.lost_episodes, *([labels.asked, labels.unanswered, labels.unparsable] if labels else [0, 0, 0])]
-        lost, asked, unanswered, unparsable = map(sum, zip(*processes.gather(mine), strict=True))
+        mine = [data.lost_episodes, *([labels.asked, labels.unparsable, labels.unanswered] if labels else [0, 0, 0])]
+        mine += astuple(data.policy.answers)
+        lost, *counts = map(sum, zip(*processes.gather(mine), strict=True))
+        labelled, warmup = Answers(*counts[:3]), Answers(*counts[3:])
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -80,18 +84,19 @@ class RunSummary(L.Callback):
             "curve": self.curve,
             "replay_bytes_per_transition": replay_bytes,
             "lost_episodes": lost,
-            "labels_asked": asked,
-            "labels_unanswered": unanswered,
-            "labels_unparsable": unparsable,
+            **{f"labels_{name}": count for name, count in asdict(labelled).items()},
+            **({f"warmup_{name}": count for name, count in asdict(warmup).items()} if warmup.asked else {}),
             "rounds": [r.as_dict() for r in rounds],
         }
         write_or_warn(folder / "summary.json", [as_json(summary)])
         console = Console()
         for table in summary_tables(self.curve, rounds):
             console.print(table)
-        if asked:
-            missing = f", {unanswered / asked:.1%} without an answer" * (unanswered > 0)
-            console.print(f"Labels: {asked} frames asked, {unparsable / asked:.1%} unparsable{missing}.")
+        for what, answers in (("Labels", labelled), ("Warm-up", warmup)):
+            if answers.asked:
+                missing = f", {answers.unanswered / answers.asked:.1%} without an answer" * (answers.unanswered > 0)
+                share = f"{answers.unparsable / answers.asked:.1%}"
+                console.print(f"{what}: {answers.asked} frames asked, {share} unparsable{missing}.")
         console.print(f"Replay: {replay_bytes:.0f} bytes per transition.")
         peaks = [r.peak_memory_mb for r in rounds if not math.isnan(r.peak_memory_mb)]
         if peaks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ class VLMActs(L.Callback):
     """Evaluates the VLM in place of the policy: the paper's VBE, and the VLM's rows of its Tables 4, 14 and 15.
 
     The VLM is asked at every `data.label_every_agent_steps`-th step; its action is held in between. An answer
-    that cannot be parsed is the action 0 (the paper says nothing of this) and is counted; so is one that never came,
-    the VLM's engine being away.
+    that cannot be parsed is the environment's `idle_action`, 0 nearly everywhere (the paper says nothing of this), and
+    is counted; so is one that never came, the VLM's engine being away.
 
     Args:
         file: Where a test's episodes are written, for ``covr report``; nowhere by default.
@@ -49,7 +50,7 @@ class VLMActs(L.Callback):
         data.vlm.to(pl_module.device)  # first, so that it is quantised there
         data.vlm.load(data.spec)
         pl_module.episode_policy = lambda: HeldAnswers(  # type: ignore[assignment]
-            data.vlm, data.spec.action_dim, data.label_every_agent_steps, self.answers
+            data.vlm, data.env_factory.idle_action, data.label_every_agent_steps, self.answers
         )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -74,7 +75,7 @@ class VLMActs(L.Callback):
     def _say(self) -> None:
         a = self.answers
         missing = f", {a.unanswered} without an answer" if a.unanswered else ""
-        print(f"The VLM acted alone: {a.asked} frames asked, {a.unparsable} unparsable{missing} (action 0).")
+        print(f"The VLM acted alone: {a.asked} frames asked, {a.unparsable} unparsable{missing} (no action then).")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how often it could not be understood, and write down what it did."""
@@ -104,7 +105,7 @@ def play_alone(data: ExperienceData, episodes: int, show_progress: bool = False)
     seeds = range(first, first + episodes)[processes.number() :: processes.count()]
     with bar(len(seeds), "the VLM acts alone", "episode", show_progress) as progress:
         for seed in seeds:
-            policy = HeldAnswers(data.vlm, data.spec.action_dim, data.label_every_agent_steps, answers)
+            policy = HeldAnswers(data.vlm, data.env_factory.idle_action, data.label_every_agent_steps, answers)
             mine.append(play_episode(policy, data.eval_env, seed, record=seed == first))
             progress.update()
     everyone = processes.gather((mine, answers))
@@ -118,25 +119,24 @@ class HeldAnswers:
 
     Args:
         vlm: Proposes actions.
-        action_dim: A.
+        idle_action: (A,), taken where an answer cannot be parsed or never came.
         hold_agent_steps: n.
-        counts: Its ``asked``, ``unparsable`` and ``unanswered`` are counted up.
+        counts: Counted up.
     """
 
-    def __init__(self, vlm: Labeller, action_dim: int, hold_agent_steps: int, counts: Any) -> None:
+    def __init__(self, vlm: Labeller, idle_action: Sequence[float], hold_agent_steps: int, counts: Answers) -> None:
         self.vlm = vlm
         self.hold_agent_steps = hold_agent_steps
         self.counts = counts
         self._steps = 0
-        self._held = torch.zeros(1, action_dim)
+        self._idle = torch.tensor([idle_action])
+        self._held = self._idle
 
     def __call__(self, pixels: Tensor, deterministic: bool = True, previous_action: Tensor | None = None) -> Tensor:
         """The action (1, A) for stacked frames (1, C, H, W) uint8, of which it is shown the newest."""
         if self._steps % self.hold_agent_steps == 0:
             action, valid, answered = self.vlm.ask(side_by_side(pixels, self.vlm.frames))
-            self.counts.asked += 1
-            self.counts.unanswered += int(not bool(answered[0]))
-            self.counts.unparsable += int(bool(answered[0]) and not bool(valid[0]))
-            self._held = action if bool(valid[0]) else torch.zeros_like(self._held)
+            self.counts.count(valid, answered)
+            self._held = action if bool(valid[0]) else self._idle
         self._steps += 1
         return self._held

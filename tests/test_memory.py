@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from covr_lightning import memory
-from covr_lightning.allocator import USERS_OWN, keep_freed_memory
+from covr_lightning.allocator import USERS_OWN
 from covr_lightning.envs import DMControl
 from covr_lightning.finetune import KeepAll, UniformWeight
 from covr_lightning.finetune.module import FineTuneSettings
@@ -53,8 +53,9 @@ def told(function: str, *arguments: object, keeps_freed: bool) -> list[float]:
     """
     code = (
         "import json\n"
+        "from covr_lightning.allocator import keep_freed_memory\n"
         "import tests.test_memory as tests\n"
-        f"if {keeps_freed}: assert tests.keep_freed_memory()\n"
+        f"if {keeps_freed}: assert keep_freed_memory()\n"
         f"print(json.dumps(tests.{function}{arguments!r}))"
     )
     own = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}

@@ -187,6 +187,11 @@ def test_an_episode_that_is_cut_at_a_resume_holds_no_answer_any_longer(
     assert fit(tmp_path, untrained_vlm, *warmup, "--ckpt_path", "last") == 0
     # Of the warm-up's 20 steps 11 were taken before; the collector asks once more, to see what it gets.
     assert held == [False, False] + [True] * 8
+    # It asks in its first step and, because the episode is cut, once more; an untrained VLM has not the form.
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {name: count for name, count in summary.items() if name.startswith("warmup")} == {
+        "warmup_asked": 2, "warmup_unparsable": 2, "warmup_unanswered": 0,
+    }  # fmt: skip
 
 
 def test_after_the_last_round_no_row_is_kept_for_one(untrained_vlm: Path, tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ class ExperienceData(ResumingData):
         batch_size: Transitions per update.
         replay_capacity: Transitions kept in D.
         warmup_agent_steps: Agent steps before the first update.
-        warmup_actions: ``"random"`` or ``"vlm"`` (the VLM drives the warm-up).
+        warmup_actions: ``"random"`` or ``"vlm"`` (the VLM drives the warm-up; where its answer cannot be parsed or
+            does not come, a random action is taken, and counted).
         sampler: TorchRL sampler; uniform by default. A :class:`~covr_lightning.data.samplers.RunSampler` is told how
             far the run is.
         label_every_agent_steps: The VLM is asked for every n-th agent step of an environment.

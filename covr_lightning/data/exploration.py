@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import astuple
 from typing import Literal, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from covr_lightning.agent.acting import Acting
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
+from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.random_state import new_generator
 from covr_lightning.step_times import StepTimes
 from covr_lightning.vlm.pictures import side_by_side
@@ -40,13 +42,16 @@ class ExplorationPolicy(TensorDictModuleBase):
         counters: The run's clock.
         warmup_agent_steps: Length of the warm-up.
         warmup_actions: ``"random"``: uniform over [−1, 1]^A. ``"vlm"``: the VLM's proposal, asked for at every
-            `hold_agent_steps`-th step and at an episode's first, and held in between; uniform where it cannot be
-            parsed. (The paper's second cold-start option.)
+            `hold_agent_steps`-th step and at an episode's first, and held in between; a uniform one where it cannot be
+            parsed or does not come, which is counted. (The paper's second cold-start option.)
         labeller: The VLM, for ``"vlm"``.
         hold_agent_steps: Agent steps of an environment between two questions.
         envs: Environments of the whole run, over all its processes.
         seed: Seed of the noise.
         times: Where its seconds are added up, and those of the environments that it acts in.
+
+    Attributes:
+        answers: What the VLM said in the warm-up.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         self.hold_agent_steps = hold_agent_steps
         self.envs = envs
         self.times = times or StepTimes()
+        self.answers = Answers()
         self.noise = torch.Generator().manual_seed(seed)  # uniform actions, on the CPU
         self._seed = seed
         self._actor_noise_state: Tensor | None = None
@@ -99,10 +105,11 @@ class ExplorationPolicy(TensorDictModuleBase):
         return self._actor_noise
 
     def noise_state(self) -> dict[str, Tensor | None]:
-        """The noise's random states, and the VLM's action that is being held."""
+        """The noise's random states, the VLM's action that is being held, and the counts of its answers (3,)."""
         actor = self._actor_noise.get_state() if self._actor_noise is not None else self._actor_noise_state
         held = self._held.clone() if self._held is not None else None
-        return {"uniform": self.noise.get_state(), "actor": actor, "held": held}
+        answers = torch.tensor(astuple(self.answers))
+        return {"uniform": self.noise.get_state(), "actor": actor, "held": held, "answers": answers}
 
     def set_noise_state(self, state: dict[str, Tensor | None]) -> None:
         """Set what :meth:`noise_state` gave."""
@@ -110,6 +117,8 @@ class ExplorationPolicy(TensorDictModuleBase):
         self.noise.set_state(state["uniform"])
         self._actor_noise, self._actor_noise_state = None, state["actor"]
         self._held = state["held"].clone() if state["held"] is not None else None
+        answers = state.get("answers")  # not in a run that was saved before they were counted
+        self.answers = Answers(*answers.tolist()) if answers is not None else Answers()
 
     def reseed(self, seed: int) -> None:
         """Draw other noise from here on; no action is held."""
@@ -141,7 +150,8 @@ class ExplorationPolicy(TensorDictModuleBase):
             self._held = torch.full_like(uniform, torch.nan)
         asked = self._held.isnan().any(-1)
         if asked.any():
-            proposal, valid = self.labeller.propose(side_by_side(pixels[asked], self.labeller.frames))
+            proposal, valid, answered = self.labeller.ask(side_by_side(pixels[asked], self.labeller.frames))
+            self.answers.count(valid, answered)
             self._held[asked] = torch.where(valid[:, None], proposal, uniform[asked])
         return self._held.clone()
 

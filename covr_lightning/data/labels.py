@@ -25,11 +25,8 @@ class Labeller(Protocol):
     #: How many of an observation's newest frames it is shown, n.
     frames: int
 
-    def propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions (B, A) and which of them are valid (B,) bool, of frames side by side (B, 3, H, n·W) uint8."""
-
     def ask(self, frames: Tensor) -> Proposals:
-        """The same, and which frames got an answer at all."""
+        """Actions (B, A), which of them can be parsed and which came at all, of frames side by side, uint8."""
 
 
 class LabelQueue:

@@ -84,6 +84,11 @@ class EnvFactory(ABC):
     def spec(self) -> EnvSpec:
         """The environment's shape, known without building it where possible."""
 
+    @property
+    def idle_action(self) -> tuple[float, ...]:
+        """The action (A,) that does nothing, taken where a VLM that acts cannot be understood: all zero by default."""
+        return (0.0,) * self.spec.action_dim
+
     @abstractmethod
     def make(self, seed: int) -> PixelEnv:
         """Build the environment.

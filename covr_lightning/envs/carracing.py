@@ -61,6 +61,11 @@ class CarRacing(EnvFactory):
             episode_env_steps=EPISODE_ENV_STEPS,
         )
 
+    @property
+    def idle_action(self) -> tuple[float, ...]:
+        """Straight on, without gas or brake, both of which 0 would half press."""
+        return (0.0, -1.0, -1.0)
+
     def make(self, seed: int) -> CarRacingEnv:
         """Build the environment.
 

@@ -21,6 +21,12 @@ class Answers:
     unparsable: int = 0
     unanswered: int = 0
 
+    def count(self, valid: Tensor, answered: Tensor) -> None:
+        """Add answers: which of them can be parsed and which came at all, (B,) bool each."""
+        self.asked += len(valid)
+        self.unparsable += int((answered & ~valid).sum())
+        self.unanswered += int((~answered).sum())
+
 
 def save_episodes(path: Path, episodes: Sequence[EpisodeResult], round_: int | None, answers: Answers) -> None:
     """Write what the VLM did alone, complete or not at all.

@@ -1,15 +1,15 @@
-"""The VLM acting alone: asked every n-th step, held in between, zero when it cannot be understood."""
+"""The VLM acting alone: asked every n-th step, held in between, idle when it cannot be understood."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from covr_lightning.callbacks.vlm_acts import HeldAnswers
 
 from covr_lightning.cli import main
+from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.vlm.vlm import Proposals
 
 
@@ -26,17 +26,18 @@ class Counting:
         return Proposals(torch.full((1, 2), n / 10), torch.tensor([n not in (2, 4)]), torch.tensor([n != 4]))
 
 
-def test_answers_are_held_and_unparsable_ones_are_zero() -> None:
-    vlm, counts = Counting(), SimpleNamespace(asked=0, unparsable=0, unanswered=0)
-    policy = HeldAnswers(vlm, action_dim=2, hold_agent_steps=3, counts=counts)
+def test_answers_are_held_and_unparsable_ones_do_nothing() -> None:
+    vlm, counts = Counting(), Answers()
+    policy = HeldAnswers(vlm, idle_action=(0.0, -1.0), hold_agent_steps=3, counts=counts)
     pixels = torch.arange(9, dtype=torch.uint8)[None, :, None, None].expand(1, 9, 4, 4)
-    actions = [float(policy(pixels)[0, 0]) for _ in range(10)]
-    assert actions == pytest.approx([0.1] * 3 + [0.0] * 3 + [0.3] * 3 + [0.0])
-    assert (counts.asked, counts.unparsable, counts.unanswered) == (4, 1, 1)
+    actions = torch.cat([policy(pixels) for _ in range(10)])
+    assert actions[:, 0].tolist() == pytest.approx([0.1] * 3 + [0.0] * 3 + [0.3] * 3 + [0.0])
+    assert actions[:, 1].tolist() == pytest.approx([0.1] * 3 + [-1.0] * 3 + [0.3] * 3 + [-1.0])
+    assert counts == Answers(asked=4, unparsable=1, unanswered=1)
     assert vlm.shown[0].shape == (1, 3, 4, 4)
     assert vlm.shown[0][0, :, 0, 0].tolist() == [6, 7, 8]  # the newest frame
     vlm.frames = 2
-    HeldAnswers(vlm, action_dim=2, hold_agent_steps=3, counts=counts)(pixels)
+    HeldAnswers(vlm, idle_action=(0.0, 0.0), hold_agent_steps=3, counts=counts)(pixels)
     assert vlm.shown[-1].shape == (1, 3, 4, 8)
     assert vlm.shown[-1][0, :, 0, ::4].tolist() == [[3, 6], [4, 7], [5, 8]]
 

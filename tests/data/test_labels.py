@@ -16,6 +16,7 @@ from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
 from covr_lightning.data.experience import Experience
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.errors import ConfigError
+from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.step_times import StepTimes
 from covr_lightning.vlm.vlm import Proposals
 
@@ -203,7 +204,7 @@ def test_the_vlm_can_drive_the_warm_up_and_holds_its_answer() -> None:
 
     counters, driver = Counters(), Two()
     policy = ExplorationPolicy(
-        Constant(), 2, counters, warmup_agent_steps=12, warmup_actions="vlm", labeller=driver, hold_agent_steps=3,
+        Constant(), 2, counters, warmup_agent_steps=14, warmup_actions="vlm", labeller=driver, hold_agent_steps=3,
         envs=2,
     )  # fmt: skip
     driven = []
@@ -216,6 +217,17 @@ def test_the_vlm_can_drive_the_warm_up_and_holds_its_answer() -> None:
     assert torch.equal(driven[2], driven[0])  # held for three steps of each
     assert not torch.equal(driven[3][0], torch.full((2,), 13 / 256))  # 13 is odd, unparsable: uniform instead
     assert driver.calls == [2, 2]
+    # 10, 20, 13 and 23, of which the odd ones cannot be parsed.
+    assert policy.answers == Answers(asked=4, unparsable=2)
+    driver.mute, driver.calls = {16}, []
+    before = policy.noise_state()
+    policy(TensorDict({"pixels": torch.full((2, 9, 2, 2), 16, dtype=torch.uint8)}, [2]))
+    assert driver.calls == [2]
+    assert policy.answers == Answers(asked=6, unparsable=2, unanswered=2)
+    policy.set_noise_state(before)
+    assert policy.answers == Answers(asked=4, unparsable=2)
+    policy.set_noise_state({name: value for name, value in before.items() if name != "answers"})  # an older run's
+    assert policy.answers == Answers()
 
 
 def test_a_new_episode_of_the_warm_up_is_not_driven_by_an_answer_to_the_one_before() -> None:

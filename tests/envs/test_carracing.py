@@ -68,6 +68,7 @@ def test_actions_rewards_and_frames_are_gymnasiums() -> None:
         ((-1.0, 0.5, -1.0), (-1.0, 0.75, 0.0)),
         ((1.0, -1.0, 1.0), (1.0, 0.0, 1.0)),
         ((0.25, 0.0, -0.5), (0.25, 0.5, 0.25)),
+        (CarRacing().idle_action, (0.0, 0.0, 0.0)),
     ] * 4  # fmt: skip
     collected = 0.0
     for ours, theirs in pairs:
