@@ -139,7 +139,9 @@ class Acting(L.LightningModule):
 
     @_not_compiled
     def state_value(self, pixels: Tensor, previous_action: Tensor | None = None) -> Tensor:
-        """V(s) = min Q(s, ã) − α log π(ã | s) (B,) of one sampled action, for frames as rendered (Eq. 3).
+        """V(s) = min Q(s, ã) − α log π(ã | s) (B,) of one sampled action, for frames as rendered.
+
+        Eq. 3 has the slow critics Q̄ there, as a target for learning; this is what the agent thinks of s now.
 
         Args:
             pixels: (B, 3·k, H, W) uint8.

@@ -180,8 +180,10 @@ class ExperienceData(ResumingData):
         replay = make_replay(
             self.replay_capacity // workers, self.batch_size // workers, self.spec, self.sampler, device, own_seed
         )
-        if isinstance(replay.sampler, RunSampler) and replay.sampler.wants_td_errors:
-            model.td_error_listener = replay.update_priority
+        if isinstance(replay.sampler, RunSampler):
+            replay.sampler.agent_gamma = model.gamma
+            if replay.sampler.wants_td_errors:
+                model.td_error_listener = replay.update_priority
         sequences = SequenceSampler.needed_by(model.objective_list, replay.storage, self.spec, own_seed)
         # Processes that start at different moments may each have found another folder free.
         folder = processes.from_first(self._trainer.default_root_dir)

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchrl.data.replay_buffers.samplers import Sampler
 
 from covr_lightning.data.frame_storage import FrameStackStorage
+from covr_lightning.data.samplers import RunSampler
 from covr_lightning.errors import ConfigError
 from covr_lightning.finetune.episodes import discounted_returns
 
 
-class ReturnSampler(Sampler):
+class ReturnSampler(RunSampler):
     """`share` of each batch from the rows of highest return g, the rest uniformly from all rows (ablations M10, M11).
 
     g_t = Σ γ^{k−t} r_k to the episode's end, a time limit included, as in D_f. Rows of the episode that is still
@@ -29,18 +29,18 @@ class ReturnSampler(Sampler):
     Args:
         share: Share of the batch drawn from the rows of highest return, in [0, 1].
         top: Fraction of the rows with a return that count as those of highest return, in (0, 1]; ties all count.
-        gamma: Discount γ per agent step.
+        gamma: Discount γ per agent step; the agent's by default.
 
     Raises:
         ConfigError: A value is out of range.
     """
 
-    def __init__(self, share: float = 0.8, top: float = 0.1, gamma: float = 0.99) -> None:
+    def __init__(self, share: float = 0.8, top: float = 0.1, gamma: float | None = None) -> None:
         if not 0 <= share <= 1:
             raise ConfigError(f"data.sampler.share is {share}; it must lie in 0 to 1.")
         if not 0 < top <= 1:
             raise ConfigError(f"data.sampler.top is {top}; it must lie above 0 and at most at 1.")
-        if not 0 <= gamma <= 1:
+        if gamma is not None and not 0 <= gamma <= 1:
             raise ConfigError(f"data.sampler.gamma is {gamma}; it must lie in 0 to 1.")
         self.share = share
         self.top = top
@@ -113,20 +113,11 @@ class ReturnSampler(Sampler):
         if not rows or not bool(done[rows[-1] % len(done)]):
             return False
         episode = torch.tensor(rows) % len(self._g)
-        self._g[episode] = discounted_returns(reward[episode].cpu().reshape(-1), self.gamma)
+        gamma = self.agent_gamma if self.gamma is None else self.gamma
+        self._g[episode] = discounted_returns(reward[episode].cpu().reshape(-1), gamma)
         del self._open[env]
         return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: all of it follows from the storage."""
-        return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Begin anew from the storage."""
         self._empty()
-
-    def dumps(self, path: Any) -> None:
-        """Nothing to write."""
-
-    def loads(self, path: Any) -> None:
-        """Nothing to read."""

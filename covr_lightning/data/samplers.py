@@ -14,12 +14,14 @@ class RunSampler(Sampler, ABC):
     Attributes:
         progress: Share of the run's environment steps that have been taken, in [0, 1].
         episode_agent_steps: Agent steps of the longest episode.
+        agent_gamma: The agent's discount γ.
         wants_td_errors: Whether `update_priority` is to be called with each update's |δ|.
     """
 
     wants_td_errors = False
     progress = 0.0
     episode_agent_steps = 1
+    agent_gamma = 0.99
 
     def annealed(self, start: float, end: float = 1.0) -> float:
         """What goes linearly from `start` to `end` over the run, now."""

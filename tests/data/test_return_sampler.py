@@ -110,13 +110,26 @@ def test_wrong_values(name: str, value: float) -> None:
         ReturnSampler(**{name: value})
 
 
-def test_a_run_with_it_and_without_a_vlm(tmp_path: Path) -> None:
+def test_a_run_with_it_and_without_a_vlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SMALL_SETTINGS | {
         "--runs_dir": str(tmp_path), "--name": "m10", "--vlm.path": "/no/such/folder",  # so nothing loads it
-        "--data.sampler": "covr_lightning.data.ReturnSampler", "--data.sampler.share": "0.5",
+        "--data.sampler": "covr_lightning.data.ReturnSampler", "--data.sampler.share": "0.5", "--model.gamma": "0.8",
         "--model.prior": "covr_lightning.agent.NoPrior",
         "--trainer.callbacks.schedule": "covr_lightning.finetune.NeverSchedule", "--data.max_env_steps": "3000",
     }  # fmt: skip
+    asked, best = set(), ReturnSampler.best
+
+    def noted(sampler: ReturnSampler, storage: FrameStackStorage) -> torch.Tensor:
+        rows = best(sampler, storage)
+        reward, done = (storage.column("next")[key][: len(storage)].reshape(-1) for key in ("reward", "done"))
+        if done.any():
+            first = reward[: int(done.nonzero()[0]) + 1]
+            g = sum(float(r) * 0.8**t for t, r in enumerate(first))
+            asked.add(math.isclose(float(sampler._g[0]), g, rel_tol=1e-5))
+        return rows
+
+    monkeypatch.setattr(ReturnSampler, "best", noted)
     assert main(["fit", *(part for setting in settings.items() for part in setting)]) == 0
+    assert asked == {True}  # the agent's γ
     assert (tmp_path / "m10" / "summary.json").is_file()
     assert not (tmp_path / "m10" / "rounds").exists()
