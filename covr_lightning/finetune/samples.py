@@ -23,8 +23,9 @@ FRAMES, LONGER_SIDE = 8, 64
 class RoundSamples:
     """Some high-return and some low-return rows of one round's D_f, and the VLM's answers to them.
 
-    High: kept rows that were held out of training, which the round asks about anyway. Low: rows that the filter did not
-    keep and whose score is at most the median of D_f; they cost ``count / 2`` answers before and after the round.
+    High: kept rows that were held out of training, which the round asks about anyway, and whose score is at least the
+    median of D_f (not every filter keeps by the score). Low: rows that the filter did not keep and whose score is at
+    most the median; they cost ``count / 2`` answers before and after the round.
 
     Attributes:
         count: Rows at most, half of them high. 0 takes none and asks nothing.
@@ -39,6 +40,7 @@ class RoundSamples:
     low: Tensor | None = None
     before: Proposals | None = None
     after: Proposals | None = None
+    _of_held_out: Tensor | None = None  # where the high rows are among those held out
 
     def choose(self, scores: Tensor, kept: Tensor, held_out: Tensor, seed: int) -> None:
         """Choose the rows, without touching anyone's random state.
@@ -49,18 +51,20 @@ class RoundSamples:
             held_out: Indices of those held out of training, in random order.
             seed: Of the choice among the low rows.
         """
-        half = self.count // 2
-        low = scores <= scores.double().median()
+        half, median = self.count // 2, scores.double().median()
+        self._of_held_out = (scores[held_out] >= median).nonzero().squeeze(-1)[:half]
+        low = scores <= median
         low[kept] = False
         candidates = low.nonzero().squeeze(-1)
         order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
-        self.high, self.low = held_out[:half], candidates[order[:half]]
+        self.high, self.low = held_out[self._of_held_out], candidates[order[:half]]
 
     def join(self, held_out: Proposals | None, low: Proposals | None) -> Proposals | None:
         """The answers to the chosen rows, of those to all held-out rows and to the low ones; None if none is chosen."""
-        assert self.high is not None, "chosen before it is asked"
-        n = len(self.high)
-        of_high = Proposals(*(column[:n] for column in held_out)) if held_out is not None and n else None
+        assert self._of_held_out is not None, "chosen before it is asked"
+        of_high = None
+        if held_out is not None and len(self._of_held_out):
+            of_high = Proposals(*(column[self._of_held_out.to(column.device)] for column in held_out))
         parts = [part for part in (of_high, low) if part is not None]
         return Proposals(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True))) if parts else None
 

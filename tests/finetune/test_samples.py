@@ -20,13 +20,17 @@ def answers(n: int, value: float) -> Proposals:
     return Proposals(torch.full((n, 1), value), valid, valid)
 
 
-def test_high_rows_are_held_out_and_low_ones_neither_kept_nor_above_the_median() -> None:
+def test_high_rows_are_held_out_and_low_ones_not_kept_each_on_its_side_of_the_median() -> None:
     scores = torch.tensor([5.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 0.0])  # median 3: rows 1, 3, 5 and 7 are low
     samples = RoundSamples(4)
-    samples.choose(scores, kept=torch.tensor([2, 4, 6, 7]), held_out=torch.tensor([6, 2, 4]), seed=0)
+    samples.choose(scores, kept=torch.tensor([2, 4, 6, 7]), held_out=torch.tensor([6, 7, 2, 4]), seed=0)
     assert samples.high is not None
     assert samples.low is not None
-    assert samples.high.tolist() == [6, 2]
+    assert samples.high.tolist() == [6, 2]  # 7 is held out, but low
+    of_held_out = Proposals(torch.tensor([[0.6], [0.7], [0.2], [0.4]]), torch.ones(4) > 0, torch.ones(4) > 0)
+    joined = samples.join(of_held_out, answers(2, -1.0))
+    assert joined is not None
+    assert joined.actions.flatten().tolist() == pytest.approx([0.6, 0.2, -1, -1])
     assert len(samples.low) == 2
     assert set(samples.low.tolist()) < {1, 3, 5}  # 7 is low, but kept
 
