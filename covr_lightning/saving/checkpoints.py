@@ -95,19 +95,31 @@ class CheckpointFiles(TorchCheckpointIO):
             for part in Path(manifests[0]["folder"]).iterdir():
                 if part.name not in named and part.name.endswith((".safetensors", UNFINISHED)):
                     part.unlink()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             log.warning("Parts of the replay that no checkpoint needs any more were not removed: %s.", error)
 
     def _names(self, path: Path) -> set[str]:
-        """The parts that a checkpoint names; those of one that cannot be loaded are of no use to anyone."""
+        """The parts that a checkpoint names; those of one that is damaged or none of this program are of no use.
+
+        Raises:
+            OSError: It is whole and cannot be read now, for want of memory, say.
+        """
         stat = path.stat()
         key = (str(path), stat.st_mtime_ns, stat.st_size)
         if key not in self._named:
             try:
-                manifests = manifests_of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-            except OSError:
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except (OSError, MemoryError):
                 raise
-            except Exception:
+            except UnpicklingError:
+                checkpoint = {}
+            except Exception as error:  # a damaged archive, or one that could not be mapped
+                if _is_whole(path):
+                    raise OSError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+                checkpoint = {}
+            try:
+                manifests = manifests_of(checkpoint)
+            except Exception:  # of another program
                 manifests = []
             self._named = {k: v for k, v in self._named.items() if k[0] != key[0]}
             self._named[key] = names_of(manifests)
@@ -197,6 +209,14 @@ def _sealed(archive: io.BytesIO) -> Iterator[bytes | memoryview]:
     view[-2:] = struct.pack("<H", _SEAL_BYTES)
     yield view
     yield _LABEL + hashlib.sha256(view).hexdigest().encode()
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _check_seal(path)
+    except ConfigError:
+        return False
+    return True
 
 
 def _check_seal(path: Path) -> None:

@@ -123,6 +123,28 @@ def test_parts_go_when_no_checkpoint_names_them(tmp_path: Path) -> None:
     assert save(last, "d", **elsewhere) == {"d", "e"}
 
 
+def test_parts_stay_while_a_whole_checkpoint_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replay, folder = tmp_path / "replay", tmp_path / "checkpoints"
+    CheckpointFiles().save_checkpoint(checkpoint(0, manifest(replay, "a.safetensors")), folder / "best.ckpt")
+    manifest(replay, "b.safetensors")
+    files, load = CheckpointFiles(), torch.load
+    with monkeypatch.context() as short:
+
+        def refuse(path: Any, **arguments: Any) -> Any:
+            if path == folder / "best.ckpt":
+                raise RuntimeError("unable to mmap 120001855 bytes from file: Cannot allocate memory (12)")
+            return load(path, **arguments)
+
+        short.setattr(torch, "load", refuse)
+        files.save_checkpoint(checkpoint(1, manifest(replay, "c.safetensors")), folder / "last.ckpt")
+    assert {file.name[0] for file in replay.iterdir()} == {"a", "b", "c"}
+    assert "best.ckpt cannot be read: unable to mmap" in caplog.text
+    files.save_checkpoint(checkpoint(2, manifest(replay, "c.safetensors")), folder / "last.ckpt")
+    assert {file.name[0] for file in replay.iterdir()} == {"a", "c"}
+
+
 def write_with_a_limit(folder: Path, limit: int) -> None:
     CheckpointFiles().save_checkpoint(checkpoint(1.0), folder / "last.ckpt")
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
