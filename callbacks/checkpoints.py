@@ -115,7 +115,8 @@ class RunCheckpoint(ModelCheckpoint):
         Until it is saved another SIGTERM or SIGUSR1 changes nothing; then the signals are given back.
         """
         try:
-            if isinstance(exception, RunStopped) and not _is_test_run(trainer):
+            has_begun = self._saved_env_steps is not None
+            if isinstance(exception, RunStopped) and has_begun and not _is_test_run(trainer):
                 self._save(trainer, self._save_last_checkpoint, stop=False)
         finally:
             stop_signals.uninstall()

@@ -32,11 +32,10 @@ from covr_lightning.finetune.samples import RoundSamples
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
 from covr_lightning.finetune.scores import ReturnScore
 from covr_lightning.finetune.vlm_alone import save_episodes
-from covr_lightning.random_state import derived_seed
+from covr_lightning.random_state import derived_seed, own_randomness
 from covr_lightning.saving.files import as_json, or_warn, write_or_warn
 from covr_lightning.saving.round_files import RoundFiles, take_back
 from covr_lightning.stopping import stop_signals
-from covr_lightning.vlm.vlm import own_randomness
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from covr_lightning.envs import TASKS, CarRacing, DMControl, EnvFactory, PointRe
 from covr_lightning.errors import ConfigError
 from covr_lightning.export import POLICY_FILES, open_policy
 from covr_lightning.measuring import Measured, measure, weights_megabytes
+from covr_lightning.random_state import own_randomness
 from covr_lightning.vlm.decoding import Decoder, Decoding, greedy_answers
 from covr_lightning.vlm.prompts import POINT_REACH, prompt_for
-from covr_lightning.vlm.vlm import VLM, own_randomness
+from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
 #: Fewest calls that a median is taken of.

@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy, Strategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError, RunFailed
+from covr_lightning.errors import RunFailed
 
 T = TypeVar("T")
 
@@ -46,10 +44,11 @@ def _group() -> Any:
 
 
 @atexit.register
-def _leave() -> None:
-    """End gloo's threads before the interpreter: one that lets go of a tensor while it ends aborts the process.
+def leave() -> None:
+    """Leave the others, where gloo connects them: whoever waits for this process then hears that it is gone.
 
-    They end with their group, and that when nothing holds it any more.
+    gloo's threads end with their group, and that when nothing holds it any more. They have to end before the
+    interpreter: one that lets go of a tensor while it ends aborts the process.
     """
     global _values
     _values = (None, None)
@@ -170,41 +169,3 @@ def average_gradients(parameters: Iterable[Tensor], loss: Tensor) -> Tensor:
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
     return mean.view_as(loss)
-
-
-def check_agent_strategy(strategy: Strategy) -> None:
-    """Refuse strategies in which an agent does not train.
-
-    Args:
-        strategy: What a Trainer of several processes has made of ``trainer.strategy``.
-
-    Raises:
-        ConfigError: It is not Lightning's DDP in processes that run the command anew.
-    """
-    forks = isinstance(strategy.launcher, _MultiProcessingLauncher)
-    if type(strategy) is not DDPStrategy or forks:
-        raise ConfigError(
-            f"trainer.strategy is {type(strategy).__name__}{' that spawns or forks' if forks else ''}; in several "
-            "processes an agent trains with auto or ddp (its VLM can be fine-tuned in other ways, "
-            "docs/several_gpus.md)."
-        )
-
-
-class AgentDDP(DDPStrategy):
-    """Data-parallel training of an agent, whose update makes several backward passes through parts of its networks.
-
-    PyTorch's DDP wrapper reduces once per forward pass and waits for parameters that such a pass leaves alone. Here the
-    module itself averages the gradients that each optimizer is about to use (:func:`average_gradients`); the first
-    process's weights are every process's first.
-    """
-
-    def configure_ddp(self) -> None:
-        """Start from the first process's weights; there is no wrapper."""
-        assert self.model is not None, "connected before"
-        for tensor in [*self.model.parameters(), *self.model.buffers()]:
-            dist.broadcast(tensor.data, src=0)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint in the first process; if that fails, it fails in all, before they wait for it."""
-        with failing_together():
-            super().save_checkpoint(checkpoint, filepath, storage_options)

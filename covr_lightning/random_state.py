@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,21 @@ def set_global_state(state: dict[str, Any]) -> None:
     set_twister_state(np.random.mtrand._rand, state["numpy"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed PyTorch for what runs inside, and leave the global random numbers outside as they were.
+
+    So a VLM's fine-tuning (dropout, adapter initialisation) does not change what the agent draws. NumPy's and Python's
+    are seeded by a Trainer of several processes, though nothing here draws from them.
+    """
+    before = global_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_global_state(before)
 
 
 def new_generator(device: torch.device, seed: int, state: torch.Tensor | None = None) -> torch.Generator:

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from covr_lightning.agent.sac import SACModule
+from covr_lightning.agent_ddp import AgentDDP, RunLauncher
 from covr_lightning.callbacks import (
     CovrProgressBar,
     EvaluateEvery,
@@ -33,7 +34,6 @@ from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError, RunFailed
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
-from covr_lightning.processes import AgentDDP, check_agent_strategy
 from covr_lightning.run_config import SaveConfig, write_config
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles
@@ -245,9 +245,9 @@ class CovrCLI(ParsingCLI):
         with trainer_errors():
             trainer = super().instantiate_trainer(**kwargs, callbacks=list(trainer_callbacks))
         if fitting and trainer.world_size > 1:
-            check_agent_strategy(trainer.strategy)
+            strategy = AgentDDP.like(trainer.strategy)
             with trainer_errors():
-                trainer = super().instantiate_trainer(**kwargs, callbacks=trainer_callbacks, strategy=AgentDDP())
+                trainer = super().instantiate_trainer(**kwargs, callbacks=trainer_callbacks, strategy=strategy)
             if trainer.global_rank:
                 logging.getLogger("covr_lightning").setLevel(logging.WARNING)
         return trainer
@@ -299,6 +299,10 @@ class CovrCLI(ParsingCLI):
                 folder = Path(self.trainer.default_root_dir)  # the data have made it that of the first process
                 ended.has_checkpoint = (folder / "checkpoints" / "last.ckpt").is_file()
                 raise
+            finally:
+                launcher = self.trainer.strategy.launcher
+                if isinstance(launcher, RunLauncher):
+                    launcher.end()
 
     def _is_over(self) -> bool:
         """Whether a run is to go on that has all its steps, and say so."""

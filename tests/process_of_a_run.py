@@ -1,7 +1,7 @@
 """One of several processes of a run: `covr`, and afterwards what this process holds as a file.
 
 process_of_a_run.py OUT [ENV_STEPS SIGNAL | training SIGNAL | save ENV_STEPS] -- ARGUMENTS OF COVR, with torchrun's
-environment variables.
+environment variables, or as Lightning starts it. The first process takes $LATE_SECONDS longer to end.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -97,7 +98,7 @@ if __name__ == "__main__":
     own, arguments = sys.argv[1:dashes], sys.argv[dashes + 1 :]
     watch_evaluations()
     write_at_the_end(Path(own[0]))
-    if len(own) > 1 and os.environ["RANK"] == "1":
+    if len(own) > 1 and os.environ.get("LOCAL_RANK") == "1":
         match own[1]:
             case "training":
                 stop_in_training(signal.Signals[own[2]])
@@ -105,4 +106,7 @@ if __name__ == "__main__":
                 fail_to_save_at(int(own[2]))
             case env_steps:
                 stop_at(int(env_steps), signal.Signals[own[2]])
-    sys.exit(main(arguments))
+    status = main(arguments)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        time.sleep(float(os.environ.get("LATE_SECONDS", "0")))
+    sys.exit(status)

@@ -28,7 +28,13 @@ def free_port() -> int:
 
 
 def run(
-    folder: Path, vlm: Path, count: int, *more: str, stop: tuple[str, ...] = (), status: tuple[int, ...] = ()
+    folder: Path,
+    vlm: Path,
+    count: int,
+    *more: str,
+    stop: tuple[str, ...] = (),
+    status: tuple[int, ...] = (),
+    second: tuple[str, ...] = (),
 ) -> list[Held]:
     """Train in `count` processes, as torchrun starts them; what each of them holds in the end.
 
@@ -41,6 +47,7 @@ def run(
             ``training`` and a signal that it gets in a round's first batch; ``save`` and environment steps, where it
             cannot write its part of the replay.
         status: Exit status of each; if any is not 0, there is nothing to return.
+        second: More of the second process's command line.
     """
     port, started = str(free_port()), []
     arguments = fit_arguments(folder, vlm, *SETTINGS, "--trainer.devices", str(count), *more)
@@ -53,11 +60,8 @@ def run(
             "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(count),
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.process_of_a_run", str(out), *stop]
-        started.append(
-            subprocess.Popen(
-                [*command, "--", *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
+        command += ["--", *arguments, *(second if rank == 1 else ())]
+        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     said = [process.communicate(timeout=400)[0] for process in started]
     assert tuple(process.returncode for process in started) == (status or (0,) * count), "\n".join(said)
     if any(status):
@@ -163,6 +167,35 @@ def test_a_save_that_fails_in_one_process_ends_none(untrained_vlm: Path, tmp_pat
     assert first["counters"]["env_steps"] == 6000
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
     assert saved["counters"]["env_steps"] == 6000
+
+
+def test_a_stop_of_processes_that_lightning_started_is_a_stop(untrained_vlm: Path, tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    arguments = fit_arguments(tmp_path, untrained_vlm, *SETTINGS, "--trainer.devices", "2")
+    # The second one has long ended, with the status of a run that was stopped, when the first one ends.
+    stopped = subprocess.run(
+        [sys.executable, "-m", "tests.process_of_a_run", str(tmp_path / "held"), "400", "SIGTERM", "--", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "LATE_SECONDS": "8"}, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert stopped.returncode == 143, stopped.stderr
+    assert "covr: stopped by SIGTERM; to go on, run the same command with --ckpt_path last." in stopped.stderr
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
+    assert saved["counters"]["env_steps"] == 480
+
+
+def test_all_processes_go_on_from_the_first_ones_checkpoint(untrained_vlm: Path, tmp_path: Path) -> None:
+    short = ("--data.max_env_steps", "1200")
+    run(tmp_path, untrained_vlm, 2, "--name", "mine", *short)
+    run(tmp_path, untrained_vlm, 2, "--name", "another", "--data.max_env_steps", "2000", "--model.seed", "5")
+    another = str(tmp_path / "another" / "checkpoints" / "last.ckpt")
+    first, second = run(
+        tmp_path, untrained_vlm, 2, "--name", "mine", "--ckpt_path", "last", "--data.max_env_steps", "1600",
+        second=("--ckpt_path", another),
+    )  # fmt: skip
+    assert first["counters"] == second["counters"]
+    assert first["counters"]["env_steps"] == 1600
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
 
 
 def test_a_process_that_dies_ends_the_others(untrained_vlm: Path, tmp_path: Path) -> None:

@@ -169,6 +169,26 @@ def test_a_round_done_again_leaves_the_adapter_of_before_to_its_checkpoints(
     assert "its adapter is missing, where another one is, (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_while_environments_are_opened_changes_nothing_on_disk(
+    signum: signal.Signals, untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with monkeypatch.context() as stop:
+        SignalOnce(signum, lambda _: True, OneCollector.open).patch(stop, OneCollector, "open")
+        assert fit(tmp_path, untrained_vlm) == 128 + signum
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert f"covr: stopped by {signum.name}.\n" in capsys.readouterr().err
+    assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "1200", "--name", "short") == 0
+    before = (tmp_path / "short" / "checkpoints" / "last.ckpt").read_bytes()
+    with monkeypatch.context() as stop:
+        SignalOnce(signum, lambda _: True, OneCollector.open).patch(stop, OneCollector, "open")
+        assert fit(tmp_path, untrained_vlm, "--name", "short", "--ckpt_path", "last") == 128 + signum
+    assert (tmp_path / "short" / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert f"covr: stopped by {signum.name}; to go on" in capsys.readouterr().err
+    assert signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler)
+
+
 def test_an_episode_that_is_cut_at_a_resume_holds_no_answer_any_longer(
     untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

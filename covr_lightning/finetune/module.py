@@ -147,7 +147,9 @@ class VLMFineTuner(L.LightningModule):
     def on_fit_start(self) -> None:
         """Prepare, with dropout of its own in each process."""
         if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+            # The Trainer has just seeded every process with what seeds the whole run.
+            seed = derived_seed(self.settings.seed or 0, self.vlm.round, self.trainer.global_rank)
+            torch.manual_seed(seed)
         self.prepare()
 
     def prepare(self) -> None:

@@ -27,9 +27,9 @@ from covr_lightning.finetune.training import shows_progress, train_adapter
 from covr_lightning.finetune.weights import Weight
 from covr_lightning.memory import PeakMemory
 from covr_lightning.progress import bar
-from covr_lightning.random_state import derived_seed
+from covr_lightning.random_state import derived_seed, own_randomness
 from covr_lightning.saving.files import WRITE_ERRORS, reason
-from covr_lightning.vlm.vlm import VLM, Proposals, own_randomness
+from covr_lightning.vlm.vlm import VLM, Proposals
 
 #: Bins of the distribution of scores that a round reports.
 BINS = 40

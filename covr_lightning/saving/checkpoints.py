@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from covr_lightning import processes
 from covr_lightning.errors import ConfigError
 from covr_lightning.saving.files import UNFINISHED, write_atomically
 from covr_lightning.saving.manifest import ReplayPartError, checked_part, folder_of, manifests_of, names_of
@@ -73,6 +74,8 @@ class CheckpointFiles(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint after checking it; nothing but tensors and plain values is ever unpickled.
 
+        Several processes all read the one that the first of them names.
+
         Args:
             path: The file.
             map_location: Where tensors go; see :func:`torch.load`.
@@ -82,7 +85,8 @@ class CheckpointFiles(TorchCheckpointIO):
             ConfigError: The file is missing, damaged, or no checkpoint of this program. The message names the newest
                 good checkpoint beside it.
         """
-        return load_checkpoint(Path(path), map_location)
+        # Where another run of this name goes on meanwhile, processes may each have found another newest checkpoint.
+        return load_checkpoint(Path(processes.from_first(str(path))), map_location)
 
     def _remove_unreferenced(self, manifests: list[dict[str, Any]], folders: set[Path]) -> None:
         named = names_of(manifests)

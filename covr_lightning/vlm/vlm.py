@@ -12,6 +12,7 @@ from torch import Tensor
 
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import own_randomness
 from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.adapters import (
     LORA_TARGETS,
@@ -32,7 +33,7 @@ from covr_lightning.vlm.loading import load_vlm, save_vlm, skeleton
 from covr_lightning.vlm.prompts import Prompt, check_prompt, prompt_for
 from covr_lightning.vlm.quantization import Quantization, check_quantization, move
 
-__all__ = ["LORA_TARGETS", "VLM", "LoRA", "Proposals", "own_randomness"]
+__all__ = ["LORA_TARGETS", "VLM", "LoRA", "Proposals"]
 
 
 class Proposals(NamedTuple):
@@ -369,14 +370,3 @@ class VLM:
                 "The VLM's adapter is not part of its weights: call merge_adapter first, or save_adapter."
             )
         save_vlm(self.model, self.inputs.processor, folder)
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Seed PyTorch for what runs inside, and leave its random state outside as it was.
-
-    So a VLM's fine-tuning (dropout, adapter initialisation) does not change what the agent draws.
-    """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # left out, several GPUs warn
-        torch.manual_seed(seed)
-        yield

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from covr_lightning.envs import DMControl
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.training import train_adapter
-from covr_lightning.vlm.vlm import VLM, LoRA, own_randomness
+from covr_lightning.random_state import own_randomness
+from covr_lightning.vlm.vlm import VLM, LoRA
 
 
 def main(folder: str, rows: str, out: str, strategy: str, dtype: str, *cases: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -17,9 +18,23 @@ from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_los
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, ask_all, fine_tune_round, proposal_error
 from covr_lightning.finetune.training import train_adapter
-from covr_lightning.random_state import derived_seed
-from covr_lightning.vlm.vlm import VLM, LoRA, Proposals, own_randomness
+from covr_lightning.random_state import derived_seed, own_randomness
+from covr_lightning.vlm.vlm import VLM, LoRA, Proposals
 from tests.finetune.small_rounds import CPU, REACHER, SETTINGS, frames, rows, vlm
+
+
+def test_each_process_of_a_round_draws_its_own_dropout_by_the_round(untrained_vlm: Path) -> None:
+    model = vlm(untrained_vlm)
+    seeds = set()
+    for of_run, round_, rank in ((0, 1, 0), (0, 1, 1), (0, 2, 0), (5, 1, 0), (0, 1, 0)):
+        model.round = round_
+        tuner = VLMFineTuner(model, FineTuneSettings(seed=of_run))
+        tuner._trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        torch.manual_seed(0)  # as the Trainer of several processes does, whatever the round
+        tuner.on_fit_start()
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 4
+    assert 0 not in seeds
 
 
 def test_loss_equals_eq_6_on_full_logits(untrained_vlm: Path) -> None:
