@@ -252,6 +252,24 @@ def test_several_environments_are_resumed(untrained_vlm: Path, tmp_path: Path) -
         assert torch.equal(own["previous_action"], before)
 
 
+def test_an_evaluation_that_was_due_is_made_up_for_by_other_environments(
+    untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Due at 3050: three environments pass that by their step from 3000 to 3120; a single one's would begin at 3080.
+    more = ("--data.eval_every_env_steps", "3050")
+    monkeypatch.setattr(OneCollector, "lost_episodes", property(lambda self: 2))
+    with monkeypatch.context() as stop:
+        SignalOnce(signal.SIGTERM, lambda module: module.counters.env_steps == 3120, SACModule.validation_step).patch(
+            stop, SACModule, "validation_step"
+        )
+        assert fit(tmp_path, untrained_vlm, *more, "--data.num_envs", "3") == 143
+    assert fit(tmp_path, untrained_vlm, *more, "--ckpt_path", "last") == 0
+    with (tmp_path / "run" / "curve.csv").open() as file:
+        assert [int(row["env_steps"]) for row in csv.DictReader(file)] == [120, 3120, 6000]
+    # Both parts of the run lost two.
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["lost_episodes"] == 4
+
+
 def test_stopped_at_every_moment_in_turn(uninterrupted: Path, untrained_vlm: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         stops = []

@@ -228,7 +228,8 @@ class ExperienceData(ResumingData):
     @property
     def lost_episodes(self) -> int:
         """Episodes, of training and evaluation, that were cut because a simulator died or hung."""
-        return self.collection.lost_episodes + (self._eval_env.lost_episodes if self._eval_env is not None else 0)
+        in_evaluations = self._eval_env.lost_episodes if self._eval_env is not None else 0
+        return self._lost_before + self.collection.lost_episodes + in_evaluations
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
@@ -281,7 +282,9 @@ class ExperienceData(ResumingData):
             self._global_random_state = None
         if self.step_is_open:
             self.step_is_open = False
-            self.env_steps_completed = self.spec.action_repeat * self._agent_steps_of_an_item
+            # Those of now, where the checkpoint does not tell.
+            of_now = self.spec.action_repeat * self._agent_steps_of_an_item
+            self.env_steps_completed = self._open_env_steps or of_now
             yield TensorDict({}, [])
         while self.counters.env_steps < self.max_env_steps:
             with processes.failing_together():

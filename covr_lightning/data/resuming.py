@@ -42,6 +42,12 @@ class ResumingData(L.LightningDataModule):
     collection: Collection
     policy: ExplorationPolicy
     seed: int
+    env_steps_completed: int
+
+    @property
+    def lost_episodes(self) -> int:
+        """Episodes, of training and evaluation, that were cut because a simulator died or hung."""
+        raise NotImplementedError
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +57,8 @@ class ResumingData(L.LightningDataModule):
         self.cut_envs: list[int] | None = []
         self._environments_open = False
         self._updates_owed = 0.0
+        self._open_env_steps = 0  # environment steps of the item whose step is open
+        self._lost_before = 0  # episodes that were lost before a resume
         self._restored: dict[str, Any] | None = None
         self._global_random_state: dict[str, Any] | None = None
 
@@ -90,6 +98,7 @@ class ResumingData(L.LightningDataModule):
                 "exploration": self.policy.noise_state(),
                 "episodes": self.collection.state(),
                 "global_random_state": global_state(),
+                "lost_episodes": self.lost_episodes,
             }
         everyone = processes.gather_on_first(mine)
         if everyone is not None:
@@ -97,6 +106,7 @@ class ResumingData(L.LightningDataModule):
             state["processes"] = everyone
         state |= {
             "step_is_open": self.step_is_open,
+            "open_env_steps": self.env_steps_completed,
             "updates_owed": self._updates_owed,
             "vlm_round": self.vlm.round if self.vlm is not None else 0,
         }
@@ -122,6 +132,9 @@ class ResumingData(L.LightningDataModule):
             return
         self._check_length()
         self.step_is_open, self._updates_owed = state["step_is_open"], state["updates_owed"]
+        # Neither is in checkpoints of before 28 November 2026.
+        self._open_env_steps = state.get("open_env_steps", 0)
+        lost, number = [process.get("lost_episodes", 0) for process in state["processes"]], processes.number()
         continues = self._continues(state)
         seed = self.seed
         if not (continues and self.collection.resumes_exactly):  # no episode and no noise is to come again
@@ -129,9 +142,10 @@ class ResumingData(L.LightningDataModule):
         self._open_environments(seed)
         try:
             if continues:
-                number = processes.number()
+                self._lost_before = lost[number]
                 self._take_back(state["replays"][number], state["processes"][number])
             else:
+                self._lost_before = 0 if number else sum(lost)
                 self._deal_out(state["replays"], seed_of(seed, processes.number()))
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from covr_lightning import processes
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.engines.engine import Engine
 from covr_lightning.vlm.engines.vllm_requests import (
@@ -55,7 +56,7 @@ class VLLMEngine(Engine):
         """Start vLLM with the VLM's base weights.
 
         Raises:
-            ConfigError: vLLM is not installed, or `vlm.lora.rank` is above what it takes.
+            ConfigError: vLLM is not installed or would start on another GPU, or `vlm.lora.rank` is above what it takes.
         """
         try:
             import vllm
@@ -66,6 +67,13 @@ class VLLMEngine(Engine):
                 "vlm.engine is VLLMEngine, but vLLM 0.12 or later is not installed: pip install "
                 f"'covr_lightning[vllm]', or ask a server (VLLMServer) or this process (vlm.engine: null) ({error})."
             ) from error
+        index, several = vlm.device.index or 0, processes.count() > 1
+        if index or several:
+            raise ConfigError(
+                f"vlm.engine is VLLMEngine, which starts vLLM on the first GPU, but "
+                f"{'the run has several processes' if several else f'the run is on GPU {index}'}: give the run that "
+                "GPU as its first (CUDA_VISIBLE_DEVICES), or ask a server (VLLMServer)."
+            )
         ranks = [rank for rank in LORA_RANKS if rank >= vlm.lora.rank]
         if not ranks:
             raise ConfigError(f"vlm.lora.rank is {vlm.lora.rank}, but vLLM takes at most {LORA_RANKS[-1]}.")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from covr_lightning import processes
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm import VLLMEngine
 from covr_lightning.vlm.adapters import LoRA
@@ -150,6 +151,17 @@ def test_options_go_to_vllm_and_ranks_are_rounded_up() -> None:
     assert (LLM.started["max_model_len"], LLM.started["enable_lora"]) == (512, False)
     with pytest.raises(ConfigError, match=r"vlm\.lora\.rank is 513, but vLLM takes at most 512"):
         opened(lora=LoRA(rank=513))
+
+
+@pytest.mark.usefixtures("vllm")
+def test_another_gpu_than_the_first_or_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = VLM(engine=VLLMEngine())
+    vlm.to(torch.device("cuda", 3))
+    with pytest.raises(ConfigError, match=r"the run is on GPU 3: give the run that GPU as its first"):
+        vlm.load(CARTPOLE)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(ConfigError, match="the run has several processes"):
+        opened()
 
 
 @pytest.mark.usefixtures("vllm")
