@@ -50,7 +50,7 @@ ON_A_GPU = {
 NO_VLM = {
     "model.prior.class_path": "covr_lightning.agent.NoPrior", "model.prior.after_rounds": None,
     "model.prior.lam": None, "model.prior.label_early": None, "data.sampler": None,
-    "data.sampler.class_path": "covr_lightning.data.ReturnSampler", "data.sampler.top": 0.1, "data.sampler.gamma": 0.99,
+    "data.sampler.class_path": "covr_lightning.data.ReturnSampler", "data.sampler.top": 0.1, "data.sampler.gamma": None,
     **NEVER,
 }  # fmt: skip
 NO_EDDF = {"trainer.callbacks.0.filter.sign": None, "trainer.callbacks.0.filter.compare": None}

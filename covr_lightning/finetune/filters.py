@@ -60,8 +60,8 @@ class EDDF(Filter):
     rewards, or all scores equal), no score could exceed a τ of its own scale; τ is that score then, and the rows with
     it are kept. Where it is not, τ can still lie above the highest score, and nothing is kept: of scores that bunch
     below their maximum, as returns do under a good policy, the more the longer its episodes are beside 1/(1 − γ). There
-    `at_time_limit` ``"bootstrap"`` of ProgressiveFineTune helps, as g no longer falls towards an episode's end, and
-    ``sign="prose"`` while ε is above 0.
+    `at_time_limit` ``"bootstrap"`` of ProgressiveFineTune helps, as g no longer falls towards an episode's end; with
+    ``sign="prose"`` τ is lower while ε is above 0, but not always low enough.
 
     Args:
         sign: ``"printed"`` or ``"prose"``.

@@ -47,7 +47,8 @@ class FineTuneSettings:
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         adapter: What a round begins with: ``"continue"``, the adapter of the round before, or ``"new"``, one that
             changes nothing yet.
-        held_out: Share of the kept rows that are not trained on and measure the VLM before and after; whole episodes.
+        held_out: Share of the kept rows that are not trained on and measure the VLM before and after; see
+            :func:`~covr_lightning.finetune.split.hold_out`.
         seed: Seed of split, order, dropout, adapter, and what filter and weight draw; by default that of the agent's
             data (YAML key data.seed), or 0 for a fine-tuning that stands alone.
     """

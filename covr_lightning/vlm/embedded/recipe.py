@@ -1,9 +1,10 @@
-"""Trains the embedded VLM from nothing, in four steps: render, see, answer, polish.
+"""Trains the embedded VLM from nothing, in five steps: render, see, answer, polish, form.
 
 1. Render random placements of eight dm_control scenes and two of the built-in road, with what the simulators know.
 2. Train the vision tower by direct regression (`vision.py`).
 3. Freeze the tower and train the language side on questions about named readings (`language.py`).
 4. Train everything together for a short while at a small rate.
+5. Again, on answers whose form is what is hard about them.
 
 No task's action, reward or control enters. Training counts steps, never time, and draws from seeded generators only:
 the same seed, versions, renderer and number of threads give the same weights.
