@@ -75,10 +75,13 @@ class RunLauncher(_SubprocessScriptLauncher):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.children: list[subprocess.Popen[bytes]] = []
+        self._over = threading.Event()
 
     def _call_children_scripts(self) -> None:
-        super()._call_children_scripts()
-        self.children, self.procs = self.procs, []  # so that Lightning's observer has none to watch
+        try:
+            super()._call_children_scripts()
+        finally:
+            self.children, self.procs = self.procs, []  # so that Lightning's observer has none to watch
         threading.Thread(target=self._watch, name="watches-processes", daemon=True).start()
 
     def kill(self, signum: int) -> None:
@@ -88,11 +91,11 @@ class RunLauncher(_SubprocessScriptLauncher):
 
     def end(self) -> None:
         """Wait for the others, whose run is over as this one's is; kill those that do not end."""
-        if not self.children:
-            return
-        leave()
-        if not self._ended_within(LONGEST_END):
-            self.kill(signal.SIGKILL)
+        if self.children:
+            leave()
+            if not self._ended_within(LONGEST_END):
+                self.kill(signal.SIGKILL)
+        self._over.set()
 
     def _ended_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
@@ -104,10 +107,10 @@ class RunLauncher(_SubprocessScriptLauncher):
 
     def _watch(self) -> None:
         while not any(child.poll() for child in self.children):
-            if all(child.returncode == 0 for child in self.children):
+            if self._over.wait(1):
                 return
-            time.sleep(1)
-        time.sleep(LONGEST_END)  # a daemon's thread: it goes when the process does
+        if self._over.wait(LONGEST_END):
+            return
         status = next(child.returncode for child in self.children if child.returncode)
         print(f"covr: a process of this run ended with status {status}; the others do not end, and are killed.",
               file=sys.stderr, flush=True)  # fmt: skip

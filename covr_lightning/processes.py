@@ -45,14 +45,19 @@ def _group() -> Any:
 
 @atexit.register
 def leave() -> None:
-    """Leave the others, where gloo connects them: whoever waits for this process then hears that it is gone.
+    """Leave the others, as far as gloo connects them: whoever waits there for this process hears that it is gone.
 
     gloo's threads end with their group, and that when nothing holds it any more. They have to end before the
     interpreter: one that lets go of a tensor while it ends aborts the process.
     """
     global _values
+    group, world = _values
     _values = (None, None)
-    if dist.is_initialized() and dist.get_backend() == "gloo":
+    if not dist.is_initialized():
+        return
+    if group is not None and world is dist.group.WORLD:
+        dist.destroy_process_group(group)
+    if dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 

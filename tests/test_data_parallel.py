@@ -209,8 +209,10 @@ def test_other_processes_or_environments_go_on(
     before: int, after: int, envs: int, untrained_vlm: Path, tmp_path: Path
 ) -> None:
     first = run(tmp_path, untrained_vlm, before, "--data.max_env_steps", "4000")
+    asked = json.loads((tmp_path / "run" / "summary.json").read_text())["labels_asked"]
     more = ("--ckpt_path", "last", "--data.num_envs", str(envs))
     second = run(tmp_path, untrained_vlm, after, *more)
+    assert 0 < asked < json.loads((tmp_path / "run" / "summary.json").read_text())["labels_asked"]
     steps = 40 * after * envs
     assert second[0]["counters"]["env_steps"] == 4000 + -(-2000 // steps) * steps
     assert second[0]["counters"]["grad_steps"] - first[0]["counters"]["grad_steps"] == -(-2000 // steps) * steps // 40

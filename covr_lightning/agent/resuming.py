@@ -55,14 +55,18 @@ class Resuming(Acting):
         """Add the environment's shapes and the processes' generators to the checkpoint."""
         self.finite.settle()
         checkpoint["covr_spec"], checkpoint["covr_networks"] = self.spec.as_dict(), NETWORKS
-        checkpoint["covr_skipped"] = self.finite.skipped
+        checkpoint["covr_skipped"] = processes.gather_on_first(self.finite.skipped)
         checkpoint["covr_generators"] = processes.gather_on_first(self.generator.get_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or version before anything is overwritten."""
         check_checkpoint(checkpoint, self)
         generators, number = checkpoint["covr_generators"], processes.number()
-        self.finite.skipped = checkpoint.get("covr_skipped", 0)  # not in those of before 28 November 2026
+        skipped = checkpoint.get("covr_skipped", [])  # not in those of before 28 November 2026
+        if len(skipped) == processes.count():
+            self.finite.skipped = skipped[number]
+        elif not number:
+            self.finite.skipped = sum(skipped)
         self._generator, self._generator_state = None, generators[number] if number < len(generators) else None
         self._start_a_new_epoch(checkpoint)
 

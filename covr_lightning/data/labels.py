@@ -185,6 +185,10 @@ class LabelQueue:
             "unparsable": self.unparsable,
         }
 
+    def add_counts(self, state: dict[str, Any]) -> None:
+        """Count what another queue had counted when :meth:`state_dict` was taken."""
+        self._count(torch.tensor([state["asked"], state.get("unanswered", 0), state["unparsable"]]))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set what :meth:`state_dict` gave."""
         self._waiting = [int(i) for i in state["waiting"]]

@@ -15,6 +15,7 @@ from covr_lightning.data.experience import Experience
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.envs.base import EnvFactory
 from covr_lightning.errors import ConfigError
+from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.random_state import derived_seed, global_state, seed_of
 from covr_lightning.saving.checkpoints import newest_good_checkpoint
 from covr_lightning.saving.manifest import ReplayPartError
@@ -145,7 +146,9 @@ class ResumingData(L.LightningDataModule):
                 self._lost_before = lost[number]
                 self._take_back(state["replays"][number], state["processes"][number])
             else:
-                self._lost_before = 0 if number else sum(lost)
+                if not number:
+                    self._lost_before = sum(lost)
+                    self._take_counts(state["processes"])
                 self._deal_out(state["replays"], seed_of(seed, processes.number()))
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
@@ -179,6 +182,16 @@ class ResumingData(L.LightningDataModule):
             log.warning(
                 "%s cannot continue the episodes it was stopped in: %d cut.", type(cannot).__name__, len(self.cut_envs)
             )
+
+    def _take_counts(self, everyone: list[dict[str, Any]]) -> None:
+        """Go on counting the VLM's answers from what all processes before have counted."""
+        warmup = [one["exploration"]["answers"] for one in everyone if "answers" in one["exploration"]]
+        if warmup:
+            self.policy.answers = Answers(*sum(warmup).tolist())
+        labels = self._experience.labels
+        for one in everyone:
+            if labels is not None and one["labels"] is not None:
+                labels.add_counts(one["labels"])
 
     def _deal_out(self, manifests: list[dict[str, Any]], own_seed: int) -> None:
         """Take this process's share of what other numbers of processes and environments have collected."""

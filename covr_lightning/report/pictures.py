@@ -25,9 +25,9 @@ def similarity(page: Page, groups: Sequence[Group]) -> None:
     page.section(
         "Whom the VLM resembles",
         "1 − |a_v − a| as a share of the action's range, mean over dimensions: 1 is the executed action, 0 its "
-        "opposite. Blue are rows of high return (kept, and held out of training), red rows of low return (not kept, at "
-        "most the median). A round has worked when blue rises and red does not follow. Bars: middle half of the rows "
-        "(Fig. 6).",
+        "opposite. Blue are rows of high return (kept and held out of training, at "
+        "least the median), red rows of low return (not kept, at most the median). A round has worked when blue rises "
+        "and red does not follow. Bars: middle half of the rows (Fig. 6).",
     )
     for group in named(page, groups, with_rounds=True):
         run = group.first

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -119,7 +120,7 @@ class CheckpointFiles(TorchCheckpointIO):
                 checkpoint = {}
             except Exception as error:  # a damaged archive, or one that could not be mapped
                 if _is_whole(path):
-                    raise OSError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+                    raise OSError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
                 checkpoint = {}
             try:
                 manifests = manifests_of(checkpoint)
@@ -216,11 +217,13 @@ def _sealed(archive: io.BytesIO) -> Iterator[bytes | memoryview]:
 
 
 def _is_whole(path: Path) -> bool:
+    """Whether a file is, byte for byte, what ``torch.save`` wrote, with this program's checksum or without one."""
     try:
         _check_seal(path)
-    except ConfigError:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist()) and archive.testzip() is None
+    except (ConfigError, zipfile.BadZipFile):
         return False
-    return True
 
 
 def _check_seal(path: Path) -> None:

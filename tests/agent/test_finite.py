@@ -82,6 +82,14 @@ def test_a_bad_reward_can_be_left_out(untrained_vlm: Path, tmp_path: Path, monke
     assert cuts == [12]  # agent steps 75 … 86 of the episode that began at environment step 3000
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+    assert checkpoint["covr_skipped"] == [1]
+    with monkeypatch.context() as later:
+        guards = []
+        step = SACModule.training_step
+        later.setattr(SACModule, "training_step", lambda *a, **k: guards.append(a[0].finite) or step(*a, **k))
+        more = ("--model.on_non_finite", "skip", "--ckpt_path", "last", "--data.max_env_steps", "6040")
+        assert fit(tmp_path, untrained_vlm, *more) == 0
+    assert {guard.skipped for guard in guards} == {1}
 
 
 def test_an_episode_ends_though_its_last_reward_is_left_out(

@@ -18,7 +18,7 @@ from covr_lightning.finetune import EDDF, RALW, KeepAll, UniformWeight, ralw_los
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
 from covr_lightning.finetune.round import RoundReport, ask_all, fine_tune_round, proposal_error
 from covr_lightning.finetune.training import train_adapter
-from covr_lightning.random_state import derived_seed, own_randomness
+from covr_lightning.random_state import derived_seed, own_randomness, seed_of
 from covr_lightning.vlm.vlm import VLM, LoRA, Proposals
 from tests.finetune.small_rounds import CPU, REACHER, SETTINGS, frames, rows, vlm
 
@@ -34,7 +34,8 @@ def test_each_process_of_a_round_draws_its_own_dropout_by_the_round(untrained_vl
         tuner.on_fit_start()
         seeds.add(torch.initial_seed())
     assert len(seeds) == 4
-    assert 0 not in seeds
+    others = {of(run, n) for of in (derived_seed, seed_of) for run in (0, 5) for n in range(5)}
+    assert not seeds & {0, *others}
 
 
 def test_loss_equals_eq_6_on_full_logits(untrained_vlm: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import resource
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,15 @@ def test_parts_go_when_no_checkpoint_names_them(tmp_path: Path) -> None:
     assert save(best, "b", "c", "d", **elsewhere) == {"b", "c", "d", "e"}
     best.write_bytes(b"damaged: of no use to anyone")
     assert save(last, "d", **elsewhere) == {"d", "e"}
+    with zipfile.ZipFile(best, "w") as archive:
+        archive.writestr("notes.txt", "of another program")
+    assert save(last, "f", **elsewhere) == {"e", "f"}
+    torch.save(checkpoint(0, manifest(replay, "g.safetensors")), best)  # without a checksum, but whole
+    assert save(last, "h", **elsewhere) == {"e", "g", "h"}
+    inside = bytearray(best.read_bytes())
+    inside[60:400] = bytes(340)
+    best.write_bytes(inside)
+    assert save(last, "h", **elsewhere) == {"e", "h"}
 
 
 def test_parts_stay_while_a_whole_checkpoint_cannot_be_read(

@@ -69,10 +69,11 @@ class VLLMEngine(Engine):
             ) from error
         index, several = vlm.device.index or 0, processes.count() > 1
         if index or several:
+            mend = "" if several else f"give the run that GPU as its first (CUDA_VISIBLE_DEVICES={index}), or "
             raise ConfigError(
-                f"vlm.engine is VLLMEngine, which starts vLLM on the first GPU, but "
-                f"{'the run has several processes' if several else f'the run is on GPU {index}'}: give the run that "
-                "GPU as its first (CUDA_VISIBLE_DEVICES), or ask a server (VLLMServer)."
+                "vlm.engine is VLLMEngine, which starts vLLM on the first GPU, but "
+                f"{'the run has several processes' if several else f'the run is on GPU {index}'}: {mend}ask a server "
+                "(VLLMServer)."
             )
         ranks = [rank for rank in LORA_RANKS if rank >= vlm.lora.rank]
         if not ranks:

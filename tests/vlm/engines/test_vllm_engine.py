@@ -160,7 +160,7 @@ def test_another_gpu_than_the_first_or_several_processes_are_refused(monkeypatch
     with pytest.raises(ConfigError, match=r"the run is on GPU 3: give the run that GPU as its first"):
         vlm.load(CARTPOLE)
     monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(ConfigError, match="the run has several processes"):
+    with pytest.raises(ConfigError, match=r"the run has several processes: ask a server \(VLLMServer\)"):
         opened()
 
 
