@@ -115,7 +115,7 @@ def play_alone(data: ExperienceData, episodes: int, show_progress: bool = False)
 
 
 class HeldAnswers:
-    """One episode's policy: asks every n-th time, and holds the answer.
+    """A policy that asks at an episode's first step and every n-th after it, and holds the answer.
 
     Args:
         vlm: Proposes actions.
@@ -133,7 +133,12 @@ class HeldAnswers:
         self._held = self._idle
 
     def __call__(self, pixels: Tensor, deterministic: bool = True, previous_action: Tensor | None = None) -> Tensor:
-        """The action (1, A) for stacked frames (1, C, H, W) uint8, of which it is shown the newest."""
+        """The action (1, A) for stacked frames (1, C, H, W) uint8, of which it is shown the newest.
+
+        `previous_action` (1, A) is None at an episode's first step.
+        """
+        if previous_action is None:  # an episode's first step, perhaps of one that is played again
+            self._steps = 0
         if self._steps % self.hold_agent_steps == 0:
             action, valid, answered = self.vlm.ask(side_by_side(pixels, self.vlm.frames))
             self.counts.count(valid, answered)

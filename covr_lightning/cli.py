@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import glob
 import logging
 import os
 import re
@@ -247,7 +248,8 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
     check_name(root, name)
     is_its_name = re.compile(re.escape(name) + r"(-\d+)?").fullmatch
     if ckpt_path == "last":
-        mine = [p for p in root.glob(f"{name}*") if p.name == name or (is_its_name(p.name) and not _named_so(p))]
+        like = root.glob(f"{glob.escape(name)}*")
+        mine = [p for p in like if p.name == name or (is_its_name(p.name) and not _named_so(p))]
         saved = [p for p in mine if (p / "checkpoints" / "last.ckpt").exists()]
         if not saved:
             raise ConfigError(f"--ckpt_path last: no run {root / name} has a last checkpoint yet.")

@@ -60,6 +60,9 @@ _THE_RUNS_OWN = {
     "default_root_dir": (None, ", which says nothing to a run; set runs_dir and name instead"),
 }
 
+#: Of these, those that are a share as a float and a count as an int.
+_SHARES_OR_COUNTS = ("val_check_interval", "limit_train_batches", "limit_val_batches")
+
 #: Keys of ``data`` and ``vlm`` that what the VLM does alone depends on, beside its adapter.
 _OF_THE_VLM_ALONE = (
     "env", "seed", "label_every_agent_steps",
@@ -78,8 +81,10 @@ def refuse_trainer_keys(trainer: Any, own: Mapping[str, tuple[Any, str]]) -> Non
         ConfigError: One is given.
     """
     for key, (neutral, sentence) in own.items():
-        if trainer.get(key) not in (neutral, None):
-            raise ConfigError(f"trainer.{key} is {trainer[key]!r}{sentence}.")
+        given = trainer.get(key)
+        one_of_them = neutral == 1.0 and type(given) is int  # 1 is one batch, 1.0 is all of them
+        if given not in (neutral, None) or (one_of_them and key in _SHARES_OR_COUNTS):
+            raise ConfigError(f"trainer.{key} is {given!r}{sentence}.")
 
 
 @contextlib.contextmanager

@@ -60,6 +60,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--trainer.gradient_clip_val", "1"], ["trainer: ", "gradient_clip_val"]),
         ([*QUICK, "--trainer.max_epochs", "3"], ["trainer.max_epochs is 3", "data.max_env_steps"]),
         ([*QUICK, "--trainer.limit_val_batches", "0"], ["trainer.limit_val_batches is 0", "data.eval_episodes"]),
+        ([*QUICK, "--trainer.limit_val_batches", "1"], ["trainer.limit_val_batches is 1", "data.eval_episodes"]),
+        ([*QUICK, "--trainer.limit_train_batches", "1"], ["trainer.limit_train_batches is 1", "data.max_env_steps"]),
         ([*QUICK, "--trainer.limit_train_batches", "50"], ["trainer.limit_train_batches is 50", "data.max_env_steps"]),
         ([*QUICK, "--trainer.val_check_interval", "9"], ["trainer.val_check_interval is 9", "eval_every_env_steps"]),
         ([*QUICK, "--trainer.overfit_batches", "2"], ["trainer.overfit_batches is 2", "left out"]),
@@ -326,6 +328,9 @@ def test_run_folders(tmp_path: Path) -> None:
     assert run_folder(tmp_path, "b", last) == tmp_path / "a"
     assert run_folder(tmp_path, "a", last, anew=True) == tmp_path / "a"
     assert run_folder(tmp_path, "b", last, anew=True) == tmp_path / "b"
+    (tmp_path / "a[1]" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a[1]" / "checkpoints" / "last.ckpt").touch()
+    assert run_folder(tmp_path, "a[1]", "last") == tmp_path / "a[1]"
 
 
 def test_help_version_and_configs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from covr_lightning.errors import ConfigError
 from covr_lightning.saving.files import in_place_of
@@ -62,6 +64,10 @@ class LoRA:
                 ) from error
 
 
+#: Kinds of modules that PEFT adapts; bitsandbytes' are linear layers.
+_ADAPTED = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention, Conv1D)
+
+
 def add_lora(model: Any, lora: LoRA) -> Any:
     """Give a model an adapter that changes nothing yet: A is random, B is 0.
 
@@ -85,6 +91,9 @@ def add_lora(model: Any, lora: LoRA) -> Any:
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             return get_peft_model(model, config).eval()
     except ValueError as error:
+        if lora_modules(model, lora):
+            said = " ".join(str(error).split())
+            raise ConfigError(f"vlm.lora.targets is {_targets(lora)!r}, which PEFT refuses: {said}") from error
         raise _no_targets(lora) from error
 
 
@@ -132,28 +141,40 @@ def lora_modules(model: Any, lora: LoRA) -> list[str]:
 
 
 def check_targets(model: Any, lora: LoRA) -> None:
-    """Check that :func:`add_lora` would find a module, before the first round needs it.
+    """Check that :func:`add_lora` would find modules, and could adapt them, before the first round needs it.
 
     Raises:
-        ConfigError: No module's name ends in any of the targets.
+        ConfigError: No module's name ends in any of the targets, or one that does is of a kind that PEFT leaves alone.
     """
-    if not lora_modules(model, lora):
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = lora_modules(model, lora)
+    if not named:
         raise _no_targets(lora)
+    for name in named:
+        module = model.get_submodule(name)
+        if not isinstance(module, (*_ADAPTED, BaseTunerLayer)):
+            raise ConfigError(
+                f"vlm.lora.targets is {_targets(lora)!r}, which names {name}, a {type(module).__name__}; it can name "
+                f"linear layers, convolutions and embeddings, such as {', '.join(LORA_TARGETS[:4])}."
+            )
+
+
+def _targets(lora: LoRA) -> str | list[str]:
+    return lora.targets if isinstance(lora.targets, str) else list(lora.targets)
 
 
 def _no_targets(lora: LoRA) -> ConfigError:
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     return ConfigError(
-        f"vlm.lora.targets is {targets!r}, which names no module of the VLM; it can be ends of its modules' names, "
-        f"such as {', '.join(LORA_TARGETS[:4])}, or one regular expression for whole names."
+        f"vlm.lora.targets is {_targets(lora)!r}, which names no module of the VLM; it can be ends of its modules' "
+        f"names, such as {', '.join(LORA_TARGETS[:4])}, or one regular expression for whole names."
     )
 
 
 def _config(lora: LoRA) -> Any:
     from peft import LoraConfig
 
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_targets(lora))
 
 
 def save_lora(model: Any, folder: Path) -> None:
@@ -188,10 +209,16 @@ def load_lora(model: Any, folder: Path, lora: LoRA) -> None:
     try:
         trained = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         rank, alpha = trained["r"], trained["lora_alpha"]
+        others = [key for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if trained.get(key)]
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{SETTINGS_FILE} of the adapter {str(folder)!r} (YAML key vlm.adapter) is damaged or cut off ({error})."
         ) from error
+    if others:
+        raise ConfigError(
+            f"The adapter {str(folder)!r} (YAML key vlm.adapter) was trained with {others[0]}, which this package's "
+            "adapters do not have; it would act at another strength."
+        )
     if (rank, alpha) != (lora.rank, lora.alpha):
         raise ConfigError(
             f"The adapter {str(folder)!r} (YAML key vlm.adapter) has rank {rank} and α {alpha}, but vlm.lora has "

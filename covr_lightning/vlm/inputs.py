@@ -42,6 +42,18 @@ class VLMInputs:
         answer = answer_format(["-0.00"] * prompt.action_size)
         self._answer_room = len(self.answer_ids(answer)) + 1 + LENGTH_MARGIN
 
+    def check_shape(self, height: int, width: int) -> None:
+        """Refuse pictures of which the processor would cut something off.
+
+        Raises:
+            ConfigError: They are not square, and it takes the middle square.
+        """
+        if height != width and getattr(self.processor.image_processor, "do_center_crop", False):
+            raise ConfigError(
+                f"the VLM's processor cuts the middle square out of pictures (do_center_crop), and here they are "
+                f"{height} high and {width} wide; it can be shown square frames, one at a time (vlm.frames: 1)"
+            )
+
     def prompt_batch(self, frames: Tensor) -> dict[str, Tensor]:
         """Inputs for generation.
 
@@ -61,6 +73,7 @@ class VLMInputs:
         height, width = frames.shape[2:]
         if not height or not width:
             raise ValueError(f"frames must have pixels, got {height} x {width}")
+        self.check_shape(height, width)
         pictures = [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).cpu().numpy()]
         try:
             inputs = dict(

@@ -30,12 +30,14 @@ def test_answers_are_held_and_unparsable_ones_do_nothing() -> None:
     vlm, counts = Counting(), Answers()
     policy = HeldAnswers(vlm, idle_action=(0.0, -1.0), hold_agent_steps=3, counts=counts)
     pixels = torch.arange(9, dtype=torch.uint8)[None, :, None, None].expand(1, 9, 4, 4)
-    actions = torch.cat([policy(pixels) for _ in range(10)])
+    actions = torch.cat([policy(pixels, previous_action=None if t == 0 else pixels) for t in range(10)])
     assert actions[:, 0].tolist() == pytest.approx([0.1] * 3 + [0.0] * 3 + [0.3] * 3 + [0.0])
     assert actions[:, 1].tolist() == pytest.approx([0.1] * 3 + [-1.0] * 3 + [0.3] * 3 + [-1.0])
     assert counts == Answers(asked=4, unparsable=1, unanswered=1)
     assert vlm.shown[0].shape == (1, 3, 4, 4)
     assert vlm.shown[0][0, :, 0, 0].tolist() == [6, 7, 8]  # the newest frame
+    # A new episode, or the same again, is not driven by an answer to the one before.
+    assert float(policy(pixels, previous_action=None)[0, 0]) == pytest.approx(0.5)
     vlm.frames = 2
     HeldAnswers(vlm, idle_action=(0.0, 0.0), hold_agent_steps=3, counts=counts)(pixels)
     assert vlm.shown[-1].shape == (1, 3, 4, 8)

@@ -299,3 +299,18 @@ def test_code_in_a_folder_is_never_run(hub_folder: Folders, tmp_path: Path) -> N
     edit(folder / "config.json", model_type="evil")
     assert "cannot read config.json" in broken(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_two_frames_of_which_the_processor_would_cut_the_halves_away_are_refused(hub_folder: Folders) -> None:
+    # CLIP's processor, LLaVA's, takes the middle square: half of the one frame and half of the other.
+    vlm = VLM(str(hub_folder("llava", tied=False)), frames=2)
+    sentence = r"cuts the middle square out of pictures \(do_center_crop\), and here they are 100 high and 200 wide"
+    with pytest.raises(ConfigError, match=sentence):
+        vlm.load(REACHER)
+    square = VLM(str(hub_folder("llava", tied=False)))
+    square.load(REACHER)
+    with pytest.raises(ConfigError, match="here they are 40 high and 50 wide"):
+        square.ask(torch.zeros(1, 3, 40, 50, dtype=torch.uint8))
+    two = VLM(str(hub_folder("qwen2_5_vl", tied=True)), frames=2)
+    two.load(REACHER)
+    assert two.ask(torch.zeros(1, 3, 100, 200, dtype=torch.uint8)).answered.all()

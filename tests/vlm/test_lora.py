@@ -146,6 +146,22 @@ def test_an_adapter_has_no_base_weights_and_gives_equal_logits_in_a_fresh_proces
     assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], logits(vlm))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_rslora", True), ("alpha_pattern", {"q_proj": 2}), ("rank_pattern", {"q_proj": 2})]
+)
+def test_an_adapter_that_acts_otherwise_is_refused(
+    key: str, value: object, untrained_vlm: Path, tmp_path: Path
+) -> None:
+    vlm = loaded(untrained_vlm, rank=4, alpha=8)
+    vlm.add_adapter()
+    vlm.save_adapter(tmp_path / "adapter")
+    vlm.load_adapter(tmp_path / "adapter", 1)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ConfigError, match=rf"was trained with {key}, which this package's adapters do not have"):
+        vlm.load_adapter(tmp_path / "adapter", 1)
+
+
 def test_rounds_swap_in_place(hub_folder: Folders, tmp_path: Path) -> None:
     vlm = trained(hub_folder("qwen3_vl"))
     expected = {}

@@ -144,6 +144,16 @@ def test_several_trainers_on_one_server(stub: VLLMStub, rounds: list[Path]) -> N
     assert len(stub.adapters) == 2
 
 
+@pytest.mark.parametrize("targets", [["mlp"], ["self_attn"], ["norm"]])
+def test_targets_that_cannot_be_adapted_are_refused_at_once(untrained_vlm: Path, targets: list[str]) -> None:
+    vlm = VLM(str(untrained_vlm), LoRA(rank=2, targets=targets))
+    vlm.load(CARTPOLE)
+    with pytest.raises(ConfigError, match=rf"vlm\.lora\.targets is \['{targets[0]}'\], which names .*{targets[0]}, a "):
+        vlm.check_targets()
+    with pytest.raises(ConfigError, match=rf"vlm\.lora\.targets is \['{targets[0]}'\], which PEFT refuses: Target"):
+        vlm.add_adapter()
+
+
 def test_what_vllm_would_serve_in_part_is_refused(stub: VLLMStub, rounds: list[Path], untrained_vlm: Path) -> None:
     for targets in (["q_proj"], ".*text_model.*q_proj|lm_head"):
         vlm = vlm_at(stub, vlm={"path": str(untrained_vlm), "lora": LoRA(rank=2, targets=targets)})

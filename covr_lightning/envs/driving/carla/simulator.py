@@ -122,7 +122,10 @@ class CarlaSimulator(DrivingSimulator):
     def _end_episode(self) -> None:
         """Destroy what was spawned; on a lost server there is nothing to destroy."""
         cast, self._cast = self._cast, None
-        if cast is None or not self.connection.alive:
+        if cast is None:
+            return
+        if not self.connection.alive:
+            cast.drop_sensors()
             return
         try:
             with self.connection.guard():
