@@ -82,8 +82,8 @@ def refuse_trainer_keys(trainer: Any, own: Mapping[str, tuple[Any, str]]) -> Non
     """
     for key, (neutral, sentence) in own.items():
         given = trainer.get(key)
-        one_of_them = neutral == 1.0 and type(given) is int  # 1 is one batch, 1.0 is all of them
-        if given not in (neutral, None) or (one_of_them and key in _SHARES_OR_COUNTS):
+        is_count = key in _SHARES_OR_COUNTS and type(given) is int  # 1 is one batch, 1.0 is all of them
+        if is_count or given not in (neutral, None):
             raise ConfigError(f"trainer.{key} is {given!r}{sentence}.")
 
 

@@ -50,6 +50,7 @@ def write_at_the_end(folder: Path) -> None:
             "done": rows["next", "done"],
             "rewards": rows["next", "reward"],
             "played": played,
+            "batch_size": data.experience.replay._batch_size,  # type: ignore[union-attr]
             "global_step": module.trainer.global_step,
         }
         torch.save(held, folder / f"process_{processes.number()}.pt")

@@ -83,6 +83,7 @@ def two(folder: Path, untrained_vlm: Path) -> list[Held]:
 def test_processes_act_on_environments_of_their_own_and_hold_the_same_agent(two: list[Held]) -> None:
     first, second = two
     assert (first["envs"], second["envs"]) == ([0], [1])
+    assert first["batch_size"] == second["batch_size"] == 4  # of 8
     assert not torch.equal(first["actions"], second["actions"])
     assert first["weights"].keys() == second["weights"].keys()
     for name, value in first["weights"].items():

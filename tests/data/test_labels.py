@@ -111,6 +111,18 @@ def test_rows_that_were_overwritten_while_they_waited_are_skipped() -> None:
     assert (restored.asked, restored.unparsable) == (4, 0)
 
 
+def test_rows_whose_asked_row_is_overwritten_hold_nothing() -> None:
+    storage, echo = FrameStackStorage(4), Echo()
+    queue = LabelQueue(storage, echo, every_agent_steps=4, batch_size=2, hold=True)
+    fill(storage, 5)  # row 4 lies where row 0 was
+    for row in range(5):
+        queue.offer(row, row)
+    assert echo.calls == [1]
+    # By running number: 4, 1, 2, 3. Row 4 was asked itself; the others wait for row 0, which is gone.
+    assert storage.column("a_v_valid").flatten().tolist() == [True, False, False, False]
+    assert storage.column("vlm_round").flatten().tolist() == [3, -1, -1, -1]
+
+
 def test_rows_in_between_hold_the_last_answer_of_their_episode() -> None:
     storage, echo = FrameStackStorage(100), Echo()
     queue = LabelQueue(storage, echo, every_agent_steps=4, batch_size=2, hold=True)
