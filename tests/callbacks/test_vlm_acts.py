@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,5 +55,10 @@ def test_covr_test_with_the_vlm_alone(untrained_vlm: Path, tmp_path: Path, capsy
     assert "test/return" in printed
     # 10 agent steps an episode, asked at steps 0, 4 and 8, two episodes.
     assert "6 frames asked" in printed
+    assert main(["validate", *command]) == 0  # plays the same episodes, where a policy's test has its own
+    told = (re.search(rf"{name}/return\W+([0-9.]+)", text) for name, text in
+            (("test", printed), ("eval", capsys.readouterr().out)))  # fmt: skip
+    of_test, of_validate = (float(found[1]) for found in told if found)
+    assert of_test == of_validate > 0
     assert main(["fit", *command]) == 2
     assert "it can be 'policy'" in capsys.readouterr().err
