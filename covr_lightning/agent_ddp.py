@@ -91,11 +91,14 @@ class RunLauncher(_SubprocessScriptLauncher):
 
     def end(self) -> None:
         """Wait for the others, whose run is over as this one's is; kill those that do not end."""
-        if self.children:
+        self._over.set()  # from here on this watches itself
+        if not self.children:
+            return
+        try:
             leave()
+        finally:
             if not self._ended_within(LONGEST_END):
                 self.kill(signal.SIGKILL)
-        self._over.set()
 
     def _ended_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds

@@ -81,7 +81,7 @@ def test_a_run_that_waits_for_a_process_that_failed_is_killed() -> None:
     assert any(is_gone(int(done.stdout)) for _ in range(100))
 
 
-def test_a_process_whose_run_is_over_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_run_is_over_is_not_killed() -> None:
     done = subprocess.run([sys.executable, "-c", GOES_ON], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "still there\n"), done.stderr
 

@@ -222,7 +222,9 @@ def _is_whole(path: Path) -> bool:
         _check_seal(path)
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist()) and archive.testzip() is None
-    except (ConfigError, zipfile.BadZipFile):
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # of a damaged archive zipfile raises this and that
         return False
 
 

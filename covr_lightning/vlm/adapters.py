@@ -153,7 +153,8 @@ def check_targets(model: Any, lora: LoRA) -> None:
         raise _no_targets(lora)
     for name in named:
         module = model.get_submodule(name)
-        if not isinstance(module, (*_ADAPTED, BaseTunerLayer)):
+        # Of weights that came quantised PEFT adapts further kinds, each by a package of its own.
+        if not isinstance(module, (*_ADAPTED, BaseTunerLayer)) and not getattr(model, "is_quantized", False):
             raise ConfigError(
                 f"vlm.lora.targets is {_targets(lora)!r}, which names {name}, a {type(module).__name__}; it can name "
                 f"linear layers, convolutions and embeddings, such as {', '.join(LORA_TARGETS[:4])}."

@@ -165,7 +165,6 @@ class VLM:
         self.model, processor = load_vlm(self.path, self.dtype, self._device, self.quantization)
         self.model.requires_grad_(False)
         self.inputs = VLMInputs(processor, self.prompt, self.image_position)
-        assert self.spec is not None, "load comes first"
         self.inputs.check_shape(self.spec.frame_height, self.spec.frame_width * self.frames)
         self.decoder = Decoder(self.inputs, self.codec, self.decoding)
         self.engine.check_lora(self, self.model)

@@ -131,6 +131,11 @@ def test_parts_go_when_no_checkpoint_names_them(tmp_path: Path) -> None:
     inside[60:400] = bytes(340)
     best.write_bytes(inside)
     assert save(last, "h", **elsewhere) == {"e", "h"}
+    torch.save(checkpoint(0), best)
+    whole, directory = best.read_bytes(), best.read_bytes().rindex(b"PK\x01\x02")
+    for at in range(directory, len(whole) - 22, 3):  # whatever zipfile makes of a damaged directory, runs are saved
+        best.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        assert save(last, "h", **elsewhere) >= {"e", "h"}
 
 
 def test_parts_stay_while_a_whole_checkpoint_cannot_be_read(

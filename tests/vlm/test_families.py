@@ -311,6 +311,8 @@ def test_two_frames_of_which_the_processor_would_cut_the_halves_away_are_refused
     square.load(REACHER)
     with pytest.raises(ConfigError, match="here they are 40 high and 50 wide"):
         square.ask(torch.zeros(1, 3, 40, 50, dtype=torch.uint8))
+    square.inputs.processor.image_processor.do_pad = True  # to a square, before it cuts
+    assert square.ask(torch.zeros(1, 3, 40, 50, dtype=torch.uint8)).answered.all()
     two = VLM(str(hub_folder("qwen2_5_vl", tied=True)), frames=2)
     two.load(REACHER)
     assert two.ask(torch.zeros(1, 3, 100, 200, dtype=torch.uint8)).answered.all()

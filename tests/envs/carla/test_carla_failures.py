@@ -28,10 +28,6 @@ def test_a_server_of_ours_killed_five_times_is_restarted(tmp_path: Path):
     assert min(result["driven"]) > 0
     assert not result["after"]["done"]
     assert not result["alive"]
-    # File descriptors and threads: a client that is let go of takes its own along.
-    (files, threads), *_, (files_later, threads_later) = result["held"]
-    assert files_later - files < 9
-    assert threads_later - threads < 3
 
 
 def test_a_server_of_ours_that_hangs_is_restarted(tmp_path: Path):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,18 +80,11 @@ class Cast:
 
     def stop_sensors(self) -> None:
         """Sensors report no more."""
-        for stop in self._stops():
-            stop()
-
-    def drop_sensors(self) -> None:
-        """The same on a server that is lost: a sensor that still listens would keep its client, threads and all."""
-        for stop in self._stops():
-            with contextlib.suppress(RuntimeError):
-                stop()
-
-    def _stops(self) -> list[Callable[[], None]]:
-        of_world = [self.lanes.stop] if self.lanes else []
-        return of_world + [sensor.actor.stop for sensor in (self.camera, self.collisions, self.lanes) if sensor]
+        if self.lanes:
+            self.lanes.stop()
+        for sensor in (self.camera, self.collisions, self.lanes):
+            if sensor:
+                sensor.actor.stop()
 
 
 class Casting:

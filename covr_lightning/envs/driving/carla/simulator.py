@@ -120,12 +120,14 @@ class CarlaSimulator(DrivingSimulator):
                 raise SimulatorLost(f"the camera has sent nothing in {seconds:g} s")
 
     def _end_episode(self) -> None:
-        """Destroy what was spawned; on a lost server there is nothing to destroy."""
+        """Destroy what was spawned; on a lost server there is nothing to destroy.
+
+        The sensors of a lost server are left as they are, and so keep their client, some ten files and two or three
+        threads, for as long as the process lives. Stopped, they let the client go, which may abort the process: five of
+        seven with five losses each, none of four without (CARLA 0.9.16).
+        """
         cast, self._cast = self._cast, None
-        if cast is None:
-            return
-        if not self.connection.alive:
-            cast.drop_sensors()
+        if cast is None or not self.connection.alive:
             return
         try:
             with self.connection.guard():
