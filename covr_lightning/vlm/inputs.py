@@ -48,11 +48,13 @@ class VLMInputs:
         Raises:
             ConfigError: They are not square, and it takes the middle square.
         """
+        if height == width:
+            return
         processor = self.processor.image_processor
         cuts = getattr(processor, "do_center_crop", False)
         # Some make the picture, or tiles of it, square before they cut.
         squares = getattr(processor, "do_pad", False) or getattr(processor, "image_grid_pinpoints", None)
-        if height != width and cuts and not squares:
+        if cuts and not squares:
             raise ConfigError(
                 f"the VLM's processor cuts the middle square out of pictures (do_center_crop), and here they are "
                 f"{height} high and {width} wide; it can be shown square frames, one at a time (vlm.frames: 1)"
