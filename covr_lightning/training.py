@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +41,7 @@ from covr_lightning.saving.round_files import RoundFiles, round_of
 from covr_lightning.stopping import RunStopped
 from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.sweep.runs import env_steps_of
+from covr_lightning.trainer_keys import refuse_trainer_keys, trainer_errors
 from covr_lightning.vlm.vlm import VLM
 from covr_lightning.yaml_errors import one_sentence
 
@@ -60,46 +60,11 @@ _THE_RUNS_OWN = {
     "default_root_dir": (None, ", which says nothing to a run; set runs_dir and name instead"),
 }
 
-#: Of these, those that are a share as a float and a count as an int.
-_SHARES_OR_COUNTS = ("val_check_interval", "limit_train_batches", "limit_val_batches")
-
 #: Keys of ``data`` and ``vlm`` that what the VLM does alone depends on, beside its adapter.
 _OF_THE_VLM_ALONE = (
     "env", "seed", "label_every_agent_steps",
     "path", "prompt", "dtype", "decoding", "image_position", "quantization", "frames",
 )  # fmt: skip
-
-
-def refuse_trainer_keys(trainer: Any, own: Mapping[str, tuple[Any, str]]) -> None:
-    """Refuse those of the Trainer's keys that this package has others for.
-
-    Args:
-        trainer: The Trainer's arguments.
-        own: Key → its value when it is not given, and what to say if it is.
-
-    Raises:
-        ConfigError: One is given.
-    """
-    for key, (neutral, sentence) in own.items():
-        given = trainer.get(key)
-        is_count = key in _SHARES_OR_COUNTS and type(given) is int  # 1 is one batch, 1.0 is all of them
-        if is_count or given not in (neutral, None):
-            raise ConfigError(f"trainer.{key} is {given!r}{sentence}.")
-
-
-@contextlib.contextmanager
-def trainer_errors() -> Iterator[None]:
-    """What Lightning says of a Trainer's arguments is of what stands below ``trainer``.
-
-    Raises:
-        ConfigError: It does not take them.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _said(error: Exception) -> Exception:

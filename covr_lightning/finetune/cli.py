@@ -17,7 +17,8 @@ from covr_lightning.finetune.alone import fine_tune_saved
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.saving.lock import only_run_in
-from covr_lightning.training import ParsingCLI, refuse_trainer_keys, trainer_errors
+from covr_lightning.trainer_keys import refuse_trainer_keys, trainer_errors
+from covr_lightning.training import ParsingCLI
 from covr_lightning.vlm.vlm import VLM
 
 #: As :data:`covr_lightning.training._THE_RUNS_OWN`, of a round.
