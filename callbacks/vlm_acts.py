@@ -137,7 +137,7 @@ class HeldAnswers:
 
         `previous_action` (1, A) is None at an episode's first step.
         """
-        if previous_action is None:  # an episode's first step, perhaps of one that is played again
+        if previous_action is None:  # perhaps of an episode that is played again
             self._steps = 0
         if self._steps % self.hold_agent_steps == 0:
             action, valid, answered = self.vlm.ask(side_by_side(pixels, self.vlm.frames))

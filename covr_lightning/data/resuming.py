@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from covr_lightning.vlm.vlm import VLM
 log = logging.getLogger(__name__)
 
 
-class ResumingData(L.LightningDataModule):
+class ResumingData(L.LightningDataModule, ABC):
     """Experience that goes on as if the run had not been stopped; its subclass is the data module of a run.
 
     Attributes:
@@ -46,9 +47,9 @@ class ResumingData(L.LightningDataModule):
     env_steps_completed: int
 
     @property
+    @abstractmethod
     def lost_episodes(self) -> int:
         """Episodes, of training and evaluation, that were cut because a simulator died or hung."""
-        raise NotImplementedError
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +150,7 @@ class ResumingData(L.LightningDataModule):
                 if not number:
                     self._lost_before = sum(lost)
                     self._take_counts(state["processes"])
-                self._deal_out(state["replays"], seed_of(seed, processes.number()))
+                self._deal_out(state["replays"], seed_of(seed, number))
         except ReplayPartError as error:
             other = newest_good_checkpoint(Path(self._trainer.ckpt_path or ""))
             raise ConfigError(f"{error}; {other}.") from error

@@ -148,10 +148,9 @@ class VLMFineTuner(L.LightningModule):
     def on_fit_start(self) -> None:
         """Prepare, with dropout of its own in each process."""
         if self.trainer.world_size > 1:
-            # The Trainer has just seeded every process with what seeds the whole run.
-            # The last number, not 0, sets these seeds apart from those of rounds and of processes.
-            seed = derived_seed(self.settings.seed or 0, self.vlm.round, self.trainer.global_rank, 1)
-            torch.manual_seed(seed)
+            # The Trainer has just seeded every process with what seeds the whole run. The last number, not 0, sets
+            # these seeds apart from those of rounds and of processes.
+            torch.manual_seed(derived_seed(self.settings.seed or 0, self.vlm.round, self.trainer.global_rank, 1))
         self.prepare()
 
     def prepare(self) -> None:
