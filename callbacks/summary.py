@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from rich.table import Table
 
 from covr_lightning import processes
 from covr_lightning.finetune.round import RoundReport
-from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.files import as_json, write_or_warn
+from covr_lightning.vlm.answers import Answers
 
 #: One evaluation: ``env_steps``, then for ``return`` and whatever else is measured the mean and, as ``…_std``, the
 #: standard deviation over episodes.
@@ -68,10 +68,9 @@ class RunSummary(L.Callback):
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         labels = data.labels
-        mine = [data.lost_episodes, *([labels.asked, labels.unparsable, labels.unanswered] if labels else [0, 0, 0])]
-        mine += astuple(data.policy.answers)
-        lost, *counts = map(sum, zip(*processes.gather(mine), strict=True))
-        labelled, warmup = Answers(*counts[:3]), Answers(*counts[3:])
+        mine = data.lost_episodes, labels.answers if labels else Answers(), data.policy.answers
+        of_lost, of_labels, of_warmup = zip(*processes.gather(mine), strict=True)
+        lost, labelled, warmup = sum(of_lost), sum(of_labels, Answers()), sum(of_warmup, Answers())
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)

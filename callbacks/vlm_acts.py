@@ -16,9 +16,10 @@ from covr_lightning.data.datamodule import EVAL_SEED_OFFSET, ExperienceData
 from covr_lightning.data.labels import Labeller
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import EpisodeResult, play_episode
-from covr_lightning.finetune.vlm_alone import Answers, save_episodes
+from covr_lightning.finetune.vlm_alone import save_episodes
 from covr_lightning.progress import bar
 from covr_lightning.saving.round_files import round_of
+from covr_lightning.vlm.answers import Answers
 from covr_lightning.vlm.pictures import side_by_side
 
 
@@ -110,8 +111,7 @@ def play_alone(data: ExperienceData, episodes: int, show_progress: bool = False)
             progress.update()
     everyone = processes.gather((mine, answers))
     in_turn = chain(*zip_longest(*(own for own, _ in everyone)))
-    counts = [(a.asked, a.unparsable, a.unanswered) for _, a in everyone]
-    return [one for one in in_turn if one is not None], Answers(*map(sum, zip(*counts, strict=True)))
+    return [one for one in in_turn if one is not None], sum((counted for _, counted in everyone), Answers())
 
 
 class HeldAnswers:

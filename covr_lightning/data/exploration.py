@@ -14,9 +14,9 @@ from torch import Tensor
 from covr_lightning.agent.acting import Acting
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
-from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.random_state import new_generator
 from covr_lightning.step_times import StepTimes
+from covr_lightning.vlm.answers import Answers
 from covr_lightning.vlm.pictures import side_by_side
 
 

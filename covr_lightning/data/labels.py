@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.errors import ConfigError
 from covr_lightning.progress import bar
+from covr_lightning.vlm.answers import Answers
 from covr_lightning.vlm.pictures import side_by_side
 from covr_lightning.vlm.vlm import Proposals
 
@@ -75,10 +77,8 @@ class LabelQueue:
         self.batch_size = batch_size
         self.stale = stale
         self.relabel_batch_size = relabel_batch_size
-        #: Frames asked about; those that got no answer; those whose answer could not be parsed.
-        self.asked = 0
-        self.unanswered = 0
-        self.unparsable = 0
+        #: Of the frames that were asked about.
+        self.answers = Answers()
         self._waiting: list[int] = []
         self.hold = hold
         self._newest_asked: dict[int, int] = {}  # in each environment's running episode
@@ -107,13 +107,14 @@ class LabelQueue:
 
     def flush(self) -> None:
         """Label every waiting row that the replay still holds; stopped in between, all of it waits still."""
-        counts = [torch.zeros(3, dtype=torch.long)]
+        counted = Answers()
         if self._waiting:
             position, alive = self.storage.position_of(torch.tensor(self._waiting))
-            counts += [self._label(part) for part in position[alive].split(self.batch_size)]
+            for part in position[alive].split(self.batch_size):
+                self._label(part, counted)
         self._hand_on()
         self._waiting = []
-        self._count(torch.stack(counts).sum(0))
+        self.answers += counted
 
     def _hand_on(self) -> None:
         """Write answers to the rows that hold them."""
@@ -138,7 +139,7 @@ class LabelQueue:
         if self.stale == "keep" or not len(self.storage):
             return 0
         # Counted once all is done: a run that is stopped in between does it again.
-        counts = torch.zeros(3, dtype=torch.long)
+        counted = Answers()
         told = self.storage.column("vlm_round").reshape(-1) >= 0
         if self.stale == "mask":
             told &= self.storage.column("a_v_valid").reshape(-1)
@@ -148,15 +149,15 @@ class LabelQueue:
         else:
             with bar(len(labelled), "relabelling", "row", show_progress) as progress:
                 for part in labelled.split(self.relabel_batch_size):
-                    counts += self._label(part)
+                    self._label(part, counted)
                     progress.update(len(part))
-            self._count(counts)
+            self.answers += counted
         return len(labelled)
 
-    def _label(self, position: Tensor) -> Tensor:
-        """Ask about rows and write the answers; returns how many were asked, not answered, not parsable."""
+    def _label(self, position: Tensor, counted: Answers) -> None:
+        """Ask about rows, write the answers and count them."""
         if not len(position):
-            return torch.zeros(3, dtype=torch.long)
+            return
         shown = self.labeller.frames
         pictures = side_by_side(self.storage.newest_frames(position, shown), shown)
         actions, valid, answered = self.labeller.ask(pictures)
@@ -166,13 +167,7 @@ class LabelQueue:
         if count:
             self.storage.write_column("a_v", told, actions[answered])
             self.storage.write_column("vlm_round", told, torch.full((count, 1), self.labeller.round))
-        return torch.tensor([len(position), len(position) - count, int((answered & ~valid).sum())])
-
-    def _count(self, counts: Tensor) -> None:
-        asked, unanswered, unparsable = counts.tolist()
-        self.asked += asked
-        self.unanswered += unanswered
-        self.unparsable += unparsable
+        counted.count(valid, answered)
 
     def state_dict(self) -> dict[str, Any]:
         """Waiting rows and counts."""
@@ -180,18 +175,21 @@ class LabelQueue:
             "waiting": list(self._waiting),
             "holding": [list(pair) for pair in self._holding],
             "newest_asked": [list(pair) for pair in self._newest_asked.items()],
-            "asked": self.asked,
-            "unanswered": self.unanswered,
-            "unparsable": self.unparsable,
+            **asdict(self.answers),
         }
 
     def add_counts(self, state: dict[str, Any]) -> None:
         """Count what another queue had counted when :meth:`state_dict` was taken."""
-        self._count(torch.tensor([state["asked"], state.get("unanswered", 0), state["unparsable"]]))
+        self.answers += _counted(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set what :meth:`state_dict` gave."""
         self._waiting = [int(i) for i in state["waiting"]]
         self._holding = [(row, source) for row, source in state.get("holding", [])]
         self._newest_asked = dict(state.get("newest_asked", []))
-        self.asked, self.unparsable, self.unanswered = state["asked"], state["unparsable"], state.get("unanswered", 0)
+        self.answers = _counted(state)
+
+
+def _counted(state: dict[str, Any]) -> Answers:
+    """The answers of a queue's state; one that was saved before there were services has none unanswered."""
+    return Answers(state["asked"], state["unparsable"], state.get("unanswered", 0))

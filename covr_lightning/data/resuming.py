@@ -16,10 +16,10 @@ from covr_lightning.data.experience import Experience
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.envs.base import EnvFactory
 from covr_lightning.errors import ConfigError
-from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.random_state import derived_seed, global_state, seed_of
 from covr_lightning.saving.checkpoints import newest_good_checkpoint
 from covr_lightning.saving.manifest import ReplayPartError
+from covr_lightning.vlm.answers import Answers
 from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,21 +11,7 @@ from torch import Tensor
 
 from covr_lightning.evaluation import EpisodeResult
 from covr_lightning.finetune.samples import FRAMES, reduced, write_tensors
-
-
-@dataclass
-class Answers:
-    """How often a VLM that acts was asked, and could not be understood or did not answer."""
-
-    asked: int = 0
-    unparsable: int = 0
-    unanswered: int = 0
-
-    def count(self, valid: Tensor, answered: Tensor) -> None:
-        """Add answers: which of them can be parsed and which came at all, (B,) bool each."""
-        self.asked += len(valid)
-        self.unparsable += int((answered & ~valid).sum())
-        self.unanswered += int((~answered).sum())
+from covr_lightning.vlm.answers import Answers
 
 
 def save_episodes(path: Path, episodes: Sequence[EpisodeResult], round_: int | None, answers: Answers) -> None:
@@ -50,7 +36,5 @@ def save_episodes(path: Path, episodes: Sequence[EpisodeResult], round_: int | N
             "actions": torch.stack(first.actions), "rewards": torch.tensor(first.rewards), "frame_steps": steps,
             "frames": reduced(torch.stack([first.frames[step] for step in steps])),
         }  # fmt: skip
-    facts = {
-        "round": round_, "asked": answers.asked, "unparsable": answers.unparsable, "unanswered": answers.unanswered,
-    }  # fmt: skip
+    facts = {"round": round_, **asdict(answers)}
     write_tensors(path, columns, {name: str(value) for name, value in facts.items()})

@@ -21,8 +21,8 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import EpisodeResult
 from covr_lightning.finetune import FineTuneSettings, NeverSchedule
 from covr_lightning.finetune.round import RoundReport
-from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.vlm.adapters import adapter_digest
+from covr_lightning.vlm.answers import Answers
 from tests.short_runs import fit
 
 

@@ -10,7 +10,7 @@ import torch
 from covr_lightning.callbacks.vlm_acts import HeldAnswers
 
 from covr_lightning.cli import main
-from covr_lightning.finetune.vlm_alone import Answers
+from covr_lightning.vlm.answers import Answers
 from covr_lightning.vlm.vlm import Proposals
 
 

@@ -16,8 +16,8 @@ from covr_lightning.data import ExplorationPolicy, FrameStackStorage, LabelQueue
 from covr_lightning.data.experience import Experience
 from covr_lightning.data.replay_parts import ReplayParts
 from covr_lightning.errors import ConfigError
-from covr_lightning.finetune.vlm_alone import Answers
 from covr_lightning.step_times import StepTimes
+from covr_lightning.vlm.answers import Answers
 from covr_lightning.vlm.vlm import Proposals
 
 
@@ -66,7 +66,7 @@ def test_every_tenth_row_is_labelled_in_batches_and_the_rest_is_masked() -> None
         assert bool(rows["a_v_valid"][t]) == (labelled and t % 2 == 0)
         assert int(rows["vlm_round"][t]) == (3 if labelled else -1)
         assert float(rows["a_v"][t]) == (t / 256 if labelled else 0.0)
-    assert (queue.asked, queue.unparsable) == (10, 5)
+    assert queue.answers == Answers(asked=10, unparsable=5)
 
 
 def test_a_labeller_may_be_shown_several_frames_side_by_side() -> None:
@@ -101,14 +101,14 @@ def test_rows_that_were_overwritten_while_they_waited_are_skipped() -> None:
     queue = LabelQueue(storage, echo, every_agent_steps=2, batch_size=50)
     fill(storage, 20, queue)
     queue.flush()
-    assert queue.asked == 4  # of rows 0, 2, …, 18 only 12, 14, 16, 18 are left
+    assert queue.answers.asked == 4  # of rows 0, 2, …, 18 only 12, 14, 16, 18 are left
     late = LabelQueue(storage, echo, every_agent_steps=1, batch_size=50)
     late.offer(0, 0)
     late.flush()  # nothing is left to ask about
-    assert (late.asked, echo.calls[-1]) == (0, 4)
+    assert (late.answers.asked, echo.calls[-1]) == (0, 4)
     restored = LabelQueue(storage, echo)
     restored.load_state_dict(queue.state_dict())
-    assert (restored.asked, restored.unparsable) == (4, 0)
+    assert restored.answers == Answers(asked=4)
 
 
 def test_rows_whose_asked_row_is_overwritten_hold_nothing() -> None:
@@ -143,7 +143,7 @@ def test_rows_in_between_hold_the_last_answer_of_their_episode() -> None:
         assert float(rows["a_v"][row]) == (0.0 if of is None else of / 256)
         assert bool(rows["a_v_valid"][row]) == (of is not None and of % 2 == 0)
         assert int(rows["vlm_round"][row]) == (-1 if of is None else 3)
-    assert queue.asked == 4
+    assert queue.answers.asked == 4
     with pytest.raises(ConfigError, match=r"data\.hold_answers"):
         LabelQueue(storage, echo, stale="relabel", hold=True)
 
@@ -299,7 +299,7 @@ def test_stale_answers_are_kept_masked_or_given_anew() -> None:
     storage, echo, queue, n = renewed("relabel")
     assert (n, echo.calls) == (3, [2, 1])
     assert columns(storage) == unasked | {i: (i / 256 + 0.5, i == 6, 4) for i in (3, 6, 9)}
-    assert queue.asked == 4 + 3
+    assert queue.answers.asked == 4 + 3
 
 
 def test_rows_without_an_answer_are_masked_and_counted_apart() -> None:
@@ -310,13 +310,13 @@ def test_rows_without_an_answer_are_masked_and_counted_apart() -> None:
     rows = storage.get(range(8))
     assert rows["a_v_valid"].reshape(-1).tolist() == [True, False, True, False, False, False, True, False]
     assert rows["vlm_round"].reshape(-1).tolist() == [3, 3, 3, 3, -1, -1, 3, 3]
-    assert (queue.asked, queue.unanswered, queue.unparsable) == (8, 2, 3)  # 1, 3 and 7 are unparsable, 5 is silent
+    assert queue.answers == Answers(asked=8, unanswered=2, unparsable=3)  # 1, 3 and 7 are unparsable, 5 is silent
     restored = LabelQueue(storage, echo)
     restored.load_state_dict(queue.state_dict())
-    assert (restored.asked, restored.unanswered, restored.unparsable) == (8, 2, 3)
+    assert restored.answers == queue.answers
     old = {name: value for name, value in queue.state_dict().items() if name != "unanswered"}
     restored.load_state_dict(old)  # a checkpoint from before there were services
-    assert restored.unanswered == 0
+    assert restored.answers == Answers(asked=8, unparsable=3)
 
     # Relabelled while the service is away: nothing old passes for new, and the row comes up again next time.
     echo.round, echo.mute, echo.add = 4, {0, 4, 5}, 0.5
