@@ -34,7 +34,7 @@ class AgentDDP(DDPStrategy):
         """One in place of Lightning's, with the timeout and the backend that it was given.
 
         Args:
-            strategy: What a Trainer of several processes has made of ``trainer.strategy``.
+            strategy: What a Trainer has made of ``trainer.strategy``, of several processes or of one.
 
         Raises:
             ConfigError: An agent does not train in it: it is not DDP in processes that run the command anew.
@@ -42,8 +42,8 @@ class AgentDDP(DDPStrategy):
         forks = isinstance(strategy.launcher, _MultiProcessingLauncher)
         if type(strategy) is not DDPStrategy or forks:
             raise ConfigError(
-                f"trainer.strategy is {type(strategy).__name__}{' that spawns or forks' if forks else ''}; in several "
-                "processes an agent trains with auto or ddp (its VLM can be fine-tuned in other ways, "
+                f"trainer.strategy is {type(strategy).__name__}{' that spawns or forks' if forks else ''}; an "
+                "agent trains with auto or ddp (its VLM can be fine-tuned in other ways, "
                 "docs/several_gpus.md)."
             )
         return cls(timeout=strategy._timeout, process_group_backend=strategy._process_group_backend)

@@ -28,6 +28,7 @@ class PeakMemory:
         self._device = device
         self._is_known = True
         if device.type == "cuda":
+            torch.cuda.init()  # before it, there is nothing that could be reset
             torch.cuda.reset_peak_memory_stats(device)
             return
         _give_back_freed_memory()

@@ -15,6 +15,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.agent_ddp import AgentDDP, RunLauncher
@@ -214,7 +215,7 @@ class CovrCLI(ParsingCLI):
         kwargs["use_distributed_sampler"] = False  # the data share themselves out
         with trainer_errors():
             trainer = super().instantiate_trainer(**kwargs, callbacks=list(trainer_callbacks))
-        if fitting and trainer.world_size > 1:
+        if fitting and not isinstance(trainer.strategy, SingleDeviceStrategy):  # ddp can be of one process
             strategy = AgentDDP.like(trainer.strategy)
             with trainer_errors():
                 trainer = super().instantiate_trainer(**kwargs, callbacks=trainer_callbacks, strategy=strategy)

@@ -112,3 +112,17 @@ def test_a_fit_ends_its_processes_however_it_ends(monkeypatch: pytest.MonkeyPatc
 def test_timeout_and_backend_of_the_yaml_are_kept() -> None:
     strategy = AgentDDP.like(DDPStrategy(timeout=timedelta(minutes=3), process_group_backend="gloo"))
     assert (strategy._timeout, strategy._process_group_backend) == (timedelta(minutes=3), "gloo")
+
+
+def test_ddp_of_one_process_is_a_run_as_any_other(untrained_vlm: Path, tmp_path: Path) -> None:
+    curves = []
+    for strategy in ("auto", "ddp"):
+        of_one = ["--trainer.devices", "1", "--trainer.strategy", strategy, "--data.max_env_steps", "3000"]
+        arguments = fit_arguments(tmp_path / strategy, untrained_vlm, *of_one)
+        command = [sys.executable, "-m", "covr_lightning.cli", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        (curve,) = (tmp_path / strategy).rglob("curve.csv")
+        curves.append(curve.read_text())
+    assert curves[0] == curves[1]
+    assert len(curves[0].splitlines()) == 3

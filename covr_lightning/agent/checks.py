@@ -155,7 +155,7 @@ def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
         trainer: What runs it.
 
     Raises:
-        ConfigError: It has several processes.
+        ConfigError: It has several processes, or looks for anomalies.
     """
     if not cuda_graphs or trainer.strategy.root_device.type != "cuda":
         return
@@ -163,6 +163,11 @@ def check_graphs(cuda_graphs: bool, trainer: Trainer) -> None:
         raise ConfigError(
             f"model.cuda_graphs is true, and the run has {processes.count()} processes (trainer.devices); graphs are "
             "for runs of one."
+        )
+    if trainer._detect_anomaly:
+        raise ConfigError(
+            "model.cuda_graphs is true, and so is trainer.detect_anomaly, which reads every gradient back, as a graph "
+            "cannot; with it, model.cuda_graphs can be false."
         )
 
 

@@ -198,7 +198,9 @@ class VLM:
         """
         if not self._opened:
             raise RuntimeError("VLM.load(spec) comes first: it tells the prompt and the form of an answer.")
-        return self.engine.checked_answers(frames)
+        # In a test of the VLM alone Lightning is in the agent's precision; answers are always of the VLM's own.
+        with torch.autocast(self._device.type, enabled=False):
+            return self.engine.checked_answers(frames)
 
     def ask(self, frames: Tensor) -> Proposals:
         """The VLM's actions a_v, and which frames it did not answer.

@@ -116,9 +116,14 @@ def test_whoever_counts_steps_and_looks_for_nan_is_told_of_each() -> None:
 
 
 def test_where_graphs_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=GPU))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=GPU), _detect_anomaly=False)
+    check_graphs(True, trainer)  # type: ignore[arg-type]
     monkeypatch.setattr("covr_lightning.processes.count", lambda: 2)
     with pytest.raises(ConfigError, match=r"model.cuda_graphs is true, and the run has 2 processes"):
+        check_graphs(True, trainer)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    trainer._detect_anomaly = True
+    with pytest.raises(ConfigError, match=r"model.cuda_graphs is true, and so is trainer.detect_anomaly"):
         check_graphs(True, trainer)  # type: ignore[arg-type]
     check_graphs(False, trainer)  # type: ignore[arg-type]
     trainer.strategy.root_device = torch.device("cpu")

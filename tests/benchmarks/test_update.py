@@ -39,7 +39,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
 
 
 @pytest.mark.gpu
-def test_a_row_on_a_gpu() -> None:
+def test_a_row_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The row sets it for its process, which here is that of other tests, too.
+    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", False)
     shared = {"batch": 4, "device": "cuda", "seconds": 0.2, "kernels": 3}
     row = update.on_gpu_alone(shared, update.Way("bf16", "cuda", cuda_graphs=True))
     assert row["updates"] > 1

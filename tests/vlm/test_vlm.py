@@ -38,6 +38,18 @@ def test_labels_of_a_batch_are_those_of_single_frames(task: str) -> None:
         assert torch.equal(alone[0], actions[i])
 
 
+def test_the_agents_precision_is_not_the_vlms() -> None:
+    """A test of the VLM alone runs in Lightning's autocast, where the run asked it outside."""
+    answers, images = [], frames("cartpole-swingup", 64)
+    for mixed in (False, True):
+        vlm = VLM()
+        vlm.load(DMControl("cartpole-swingup").spec)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            answers.append(vlm.answer(images))
+        assert vlm.decoder.way == "prefix cache"
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_gets_answers_of_its_size(task: str) -> None:
     vlm = VLM()
