@@ -17,6 +17,7 @@ from covr_lightning.vlm.loading import embedded_folder
 
 OPEN_WITHOUT_THE_PACKAGE = """
 import sys, torch
+sys.modules["torchvision"] = None  # as if it were not installed
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 processor = AutoProcessor.from_pretrained(sys.argv[1])
@@ -26,7 +27,7 @@ text = processor.apply_chat_template(turn, add_generation_prompt=True)
 inputs = processor(text=[text], images=[[Image.new("RGB", (100, 100), (20, 40, 90))]], return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=8)
 assert model.generation_config.do_sample is False
-assert not any(name.split(".")[0] in ("covr_lightning", "torchvision") for name in sys.modules)
+assert not any(name.split(".")[0] == "covr_lightning" for name in sys.modules)
 print(type(processor).__name__, type(model).__name__)
 """
 
