@@ -9,6 +9,7 @@ import imageio.v2 as imageio
 import lightning as L
 
 from covr_lightning.data.datamodule import ExperienceData
+from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import EpisodeResult
 
 _NEVER = 2**62
@@ -39,6 +40,8 @@ class EvaluationVideo(L.Callback):
     """
 
     def __init__(self, frames_per_second: int = 25) -> None:
+        if frames_per_second < 1:
+            raise ConfigError(f"EvaluationVideo.frames_per_second is {frames_per_second}; it must be at least 1.")
         self.frames_per_second = frames_per_second
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:

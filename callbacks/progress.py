@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from covr_lightning.errors import ConfigError
+
 
 class CovrProgressBar(TQDMProgressBar):
     """One bar for the run, in agent steps, with what a user of this method looks for.
@@ -21,6 +23,8 @@ class CovrProgressBar(TQDMProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 25) -> None:
+        if refresh_rate < 0:
+            raise ConfigError(f"CovrProgressBar.refresh_rate is {refresh_rate}; it must be 0 (none) or more.")
         super().__init__(refresh_rate=refresh_rate)
         self._clock: tuple[float, int, int] | None = None
         self._rates: dict[str, str] = {}

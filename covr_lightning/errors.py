@@ -1,5 +1,7 @@
 """The error that a user can cause and mend, and those that end a run whose settings may be right."""
 
+import math
+
 
 class ConfigError(ValueError):
     """A setting that cannot work.
@@ -11,6 +13,36 @@ class ConfigError(ValueError):
 
 class WrongResult(ConfigError):
     """A class of somebody's own gave something else than it should, and would again."""
+
+
+def check_positive(name: str, value: float) -> float:
+    """A number above 0, and neither NaN nor infinite.
+
+    Args:
+        name: Its YAML key.
+        value: The number.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value}; it must be above 0, and a number.")
+    return float(value)
+
+
+def check_not_negative(name: str, value: float) -> float:
+    """A number from 0 on, and neither NaN nor infinite.
+
+    Args:
+        name: Its YAML key.
+        value: The number.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value}; it must be 0 or more, and a number.")
+    return float(value)
 
 
 def described(value: object, array: type) -> str:

@@ -12,10 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from covr_lightning.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 #: Seeds are 0 to this: what the environments' generators take.
 LARGEST_SEED = 2**31 - 1
+
+
+def check_seed(name: str, seed: int) -> int:
+    """A seed that every generator takes.
+
+    Args:
+        name: Its YAML key.
+        seed: The seed.
+
+    Raises:
+        ConfigError: It is negative or above :data:`LARGEST_SEED`.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"{name} is {seed}; it can be 0 to {LARGEST_SEED}.")
+    return seed
 
 
 def global_state() -> dict[str, Any]:

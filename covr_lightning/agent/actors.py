@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from covr_lightning.agent.networks import mlp
+from covr_lightning.errors import ConfigError
 
 
 class GaussianActor(nn.Module):
@@ -16,6 +17,9 @@ class GaussianActor(nn.Module):
 
     Args:
         log_std_bounds: Bounds that log σ is squashed into by a tanh.
+
+    Raises:
+        ConfigError: The lower bound is not below the upper one, or one of them is no number.
 
     Attributes:
         needs_previous_action: Whether it reads the action taken just before; :class:`ResidualActor` does.
@@ -25,6 +29,11 @@ class GaussianActor(nn.Module):
 
     def __init__(self, log_std_bounds: tuple[float, float] = (-10.0, 2.0)) -> None:
         super().__init__()
+        low, high = log_std_bounds
+        if not -math.inf < low < high < math.inf:
+            raise ConfigError(
+                f"model.actor_head.log_std_bounds is {[low, high]}; it must be two numbers, the lower one first."
+            )
         self.log_std_bounds = log_std_bounds
 
     def build(self, latent: int, action_dim: int, hidden: int) -> None:

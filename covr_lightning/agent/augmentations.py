@@ -63,9 +63,14 @@ class RandomCrop(Augmentation):
 
     Args:
         size: Height and width of the window. RAD: 84 from frames of 100.
+
+    Raises:
+        ConfigError: `size` is below 1.
     """
 
     def __init__(self, size: int = 84) -> None:
+        if size < 1:
+            raise ConfigError(f"size of {type(self).__name__} is {size} (model.augmentation); it must be at least 1.")
         self.size = size
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -133,9 +138,14 @@ class RandomShift(Augmentation):
 
     Args:
         pad: Pixels of padding on each side.
+
+    Raises:
+        ConfigError: `pad` is negative.
     """
 
     def __init__(self, pad: int = 4) -> None:
+        if pad < 0:
+            raise ConfigError(f"pad of {type(self).__name__} is {pad} (model.augmentation); it must be 0 or more.")
         self.pad = pad
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from covr_lightning import processes
-from covr_lightning.errors import ConfigError, WrongResult, described
-from covr_lightning.random_state import LARGEST_SEED
+from covr_lightning.errors import ConfigError, WrongResult, check_positive, described
+from covr_lightning.random_state import check_seed
 
 if TYPE_CHECKING:
     from covr_lightning.agent.acting import Acting
@@ -37,8 +37,7 @@ def check_sizes(arguments: dict[str, Any]) -> None:
     for name in ("filters", "latent", "hidden", "actor_every_grad_steps", "target_every_grad_steps"):
         if arguments[name] < 1:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must be at least 1.")
-    if not 0 <= arguments["seed"] <= LARGEST_SEED:
-        raise ConfigError(f"model.seed is {arguments['seed']}; it can be 0 to {LARGEST_SEED}.")
+    check_seed("model.seed", arguments["seed"])
     for name in ("gamma", "critic_tau", "encoder_tau"):
         if not 0 <= arguments[name] <= 1:
             raise ConfigError(f"model.{name} is {arguments[name]}; it must lie in 0 to 1.")
@@ -47,8 +46,7 @@ def check_sizes(arguments: dict[str, Any]) -> None:
             f"model.alpha_betas is {list(arguments['alpha_betas'])}; both must lie in 0 to 1, 1 excluded."
         )
     for name in ("critic_lr", "actor_lr", "alpha_lr", "alpha_init"):
-        if arguments[name] <= 0:
-            raise ConfigError(f"model.{name} is {arguments[name]}; it must be above 0.")
+        check_positive(f"model.{name}", arguments[name])
 
 
 def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, int], key: str) -> tuple[int, int]:

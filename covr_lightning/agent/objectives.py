@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative, check_positive
 
 if TYPE_CHECKING:
     from covr_lightning.agent.sac import SACModule
@@ -29,7 +29,7 @@ class Objective(nn.Module, ABC):
         sequences: Sequences that it needs at every update, over all processes; 0 for none.
 
     Raises:
-        ConfigError: `sequence_length` is below 1, or `sequences` negative.
+        ConfigError: One is out of range; a learning rate must be above 0.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class Objective(nn.Module, ABC):
         for name, value, least in (("sequence_length", sequence_length, 1), ("sequences", sequences, 0)):
             if value < least:
                 raise ConfigError(f"{name} is {value} (model.objectives); it must be at least {least}.")
-        self.lr = lr
-        self.encoder_lr_multiplier = encoder_lr_multiplier
-        self.weight_decay = weight_decay
+        of = f"of {type(self).__name__} (model.objectives)"
+        self.lr = check_positive(f"lr {of}", lr)
+        self.encoder_lr_multiplier = check_not_negative(f"encoder_lr_multiplier {of}", encoder_lr_multiplier)
+        self.weight_decay = check_not_negative(f"weight_decay {of}", weight_decay)
         self.sequence_length = sequence_length
         self.sequences = sequences
 

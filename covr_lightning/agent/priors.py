@@ -11,7 +11,7 @@ from torch import Tensor
 
 from covr_lightning import processes
 from covr_lightning.counters import Counters
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative
 
 #: What of the policy is pulled.
 Action = Literal["sample", "mean"]
@@ -156,7 +156,7 @@ class ConstantPrior(Prior):
         q_filter: bool = False,
     ) -> None:
         super().__init__(action, mean_over, q_filter)
-        self.lam = _not_negative("lam", lam)
+        self.lam = check_not_negative("model.prior.lam", lam)
 
     def weight(self, counters: Counters) -> float:
         """λ."""
@@ -187,8 +187,8 @@ class DelayedPrior(Prior):
         q_filter: bool = False,
     ) -> None:
         super().__init__(action, mean_over, q_filter)
-        self.lam = _not_negative("lam", lam)
-        self.after_rounds = int(_not_negative("after_rounds", after_rounds))
+        self.lam = check_not_negative("model.prior.lam", lam)
+        self.after_rounds = int(check_not_negative("model.prior.after_rounds", after_rounds))
         self.label_early = label_early
 
     @property
@@ -320,19 +320,14 @@ class AnnealedPrior(Prior):
         q_filter: bool = False,
     ) -> None:
         super().__init__(action, mean_over, q_filter)
-        self.start, self.decrement = _not_negative("start", start), _not_negative("decrement", decrement)
+        self.start = check_not_negative("model.prior.start", start)
+        self.decrement = check_not_negative("model.prior.decrement", decrement)
         if every_env_steps < 1:
             raise ConfigError(f"model.prior.every_env_steps is {every_env_steps}; it must be 1 or more.")
-        self.floor, self.every_env_steps = _not_negative("floor", floor), every_env_steps
+        self.floor, self.every_env_steps = check_not_negative("model.prior.floor", floor), every_env_steps
         if floor > start:
             raise ConfigError(f"model.prior.floor is {floor}; it must not be above model.prior.start, {start}.")
 
     def weight(self, counters: Counters) -> float:
         """λ at this environment step."""
         return max(self.floor, self.start - self.decrement * (counters.env_steps // self.every_env_steps))
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"model.prior.{name} is {value}; it must be 0 or more, and a number.")
-    return float(value)

@@ -16,7 +16,7 @@ from covr_lightning.agent.checks import check_keeps_size
 from covr_lightning.agent.deepmdp import TransitionModel
 from covr_lightning.agent.networks import soft_update
 from covr_lightning.agent.objectives import Objective
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative
 
 if TYPE_CHECKING:
     from covr_lightning.agent.sac import SACModule
@@ -75,8 +75,7 @@ class SPR(Objective):
         for name, value in (("jumps", jumps), ("sequences", sequences), ("hidden", hidden), ("projection", projection)):
             if value < 1:
                 raise ConfigError(f"SPR's {name} is {value} (model.objectives); it must be at least 1.")
-        if weight < 0:
-            raise ConfigError(f"SPR's weight is {weight} (model.objectives); it must be 0 or more.")
+        check_not_negative("weight of SPR (model.objectives)", weight)
         if not 0 <= tau <= 1:
             raise ConfigError(f"SPR's tau is {tau} (model.objectives); it must lie in 0 to 1.")
         super().__init__(lr, encoder_lr_multiplier, sequence_length=jumps, sequences=sequences)

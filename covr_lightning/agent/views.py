@@ -10,7 +10,7 @@ from torch import Tensor
 
 from covr_lightning.agent.augmentations import Augmentation, RandomConvolution
 from covr_lightning.agent.checks import check_keeps_size
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,12 @@ class SVEAViews(Views):
         beta: Weight of the strongly augmented view, β.
 
     Raises:
-        ConfigError: A weight is negative.
+        ConfigError: A weight is negative or no number.
     """
 
     def __init__(self, strong: Augmentation | None = None, alpha: float = 0.5, beta: float = 0.5) -> None:
         for name, value in (("alpha", alpha), ("beta", beta)):
-            if value < 0:
-                raise ConfigError(f"model.views.{name} is {value}; it must be 0 or more.")
+            check_not_negative(f"model.views.{name}", value)
         self.strong = strong or RandomConvolution()
         self.alpha, self.beta = alpha, beta
         self._one = OneView()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from covr_lightning.agent.priors import Prior
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
-from covr_lightning.random_state import LARGEST_SEED
+from covr_lightning.random_state import check_seed
 from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,7 @@ def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:
     for name in _AT_LEAST_ONE:
         if arguments[name] < 1:
             raise ConfigError(f"data.{name} is {arguments[name]}; it must be at least 1.")
-    if not 0 <= arguments["seed"] <= LARGEST_SEED:
-        raise ConfigError(f"data.seed is {arguments['seed']}; it can be 0 to {LARGEST_SEED}.")
+    check_seed("data.seed", arguments["seed"])
     batch_size, warmup, capacity = (arguments[n] for n in ("batch_size", "warmup_agent_steps", "replay_capacity"))
     if batch_size > warmup:
         raise ConfigError(
@@ -51,7 +51,7 @@ def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:
         )
     if arguments["warmup_actions"] not in ("random", "vlm"):
         raise ConfigError(f"data.warmup_actions is {arguments['warmup_actions']!r}; it can be 'random' or 'vlm'.")
-    if arguments["updates_per_agent_step"] <= 0:
+    if not 0 < arguments["updates_per_agent_step"] < math.inf:
         raise ConfigError(
             f"data.updates_per_agent_step is {arguments['updates_per_agent_step']}; it must be above 0 (1: an update "
             "per agent step, as in the paper)."

@@ -13,7 +13,7 @@ from torchrl.collectors import Collector
 
 from covr_lightning.data.workers import Workers, Workplace
 from covr_lightning.envs.process import EnvProcesses
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative
 from covr_lightning.stopping import SIGNALS
 
 
@@ -32,7 +32,7 @@ class RayWorkers(Workers):
         cpus_per_worker: CPU cores that an actor asks Ray for.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or `cpus_per_worker` is no number from 0 on.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class RayWorkers(Workers):
         cpus_per_worker: float = 1.0,
     ) -> None:
         super().__init__(workers, agent_steps_at_once, env_processes)
+        check_not_negative("data.collection.cpus_per_worker", cpus_per_worker)
         if importlib.util.find_spec("ray") is None:
             raise ConfigError(
                 "data.collection is RayWorkers, but Ray is not installed: pip install 'covr_lightning[ray]'."

@@ -16,7 +16,7 @@ import yaml
 from tensordict import TensorDict
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_positive
 from covr_lightning.finetune import supervisor
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.saved_rows import RowsOfRound, save_rows
@@ -57,8 +57,7 @@ class SeparateLaunch:
         """Refuse what cannot work."""
         if not self.command:
             raise ConfigError("launch.command is an empty list; it must name a program.")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(f"launch.timeout_minutes is {self.timeout_minutes}; it must be above 0.")
+        check_positive("launch.timeout_minutes", self.timeout_minutes)
 
     def train(
         self,

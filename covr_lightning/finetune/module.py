@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative, check_positive
 from covr_lightning.finetune.loss import IGNORED, next_token_targets, weighted_nll
 from covr_lightning.finetune.number_loss import NumberTokens
 from covr_lightning.finetune.optimizers import OptimizerName, check_optimizer, make_optimizer
 from covr_lightning.finetune.sharding import average_whole_gradients, make_adapter_whole, shard
-from covr_lightning.random_state import derived_seed
+from covr_lightning.random_state import check_seed, derived_seed
 from covr_lightning.vlm.adapters import freeze_unread
 from covr_lightning.vlm.vlm import VLM
 
@@ -78,10 +78,10 @@ class FineTuneSettings:
         if self.adapter not in ("continue", "new"):
             raise ConfigError(f"settings.adapter is {self.adapter!r}; it can be 'continue' or 'new'.")
         check_optimizer(self.optimizer)
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"settings.lr is {self.lr}; it must be above 0, and a number.")
-        if not 0 <= self.number_loss < math.inf:
-            raise ConfigError(f"settings.number_loss is {self.number_loss}; it must be at least 0, and a number.")
+        if self.seed is not None:
+            check_seed("settings.seed", self.seed)
+        check_positive("settings.lr", self.lr)
+        check_not_negative("settings.number_loss", self.number_loss)
         if self.max_steps < 1 and self.max_steps != -1:
             raise ConfigError(f"settings.max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit.")
 

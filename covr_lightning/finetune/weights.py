@@ -9,6 +9,7 @@ from torch import Tensor
 
 from covr_lightning.errors import ConfigError, WrongResult
 from covr_lightning.finetune.given import one_per_row
+from covr_lightning.random_state import check_seed
 
 
 class Weight(ABC):
@@ -78,10 +79,13 @@ class RandomWeight(Weight):
 
     Args:
         seed: Added to the round's seed.
+
+    Raises:
+        ConfigError: `seed` is none.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = check_seed("weight.seed", seed)
         self.generator = torch.Generator().manual_seed(seed)
 
     def reseed(self, seed: int) -> None:

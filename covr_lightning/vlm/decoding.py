@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from covr_lightning.errors import ConfigError
+from covr_lightning.random_state import check_seed
 from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.decode_loop import PrefixCache, base_model, decode_loop
 from covr_lightning.vlm.grammar import CLOSING, AnswerGrammar
@@ -64,6 +65,7 @@ class Decoding:
             raise ConfigError(f"vlm.decoding.temperature is {self.temperature}; it must be at least 0 and finite.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"vlm.decoding.top_p is {self.top_p}; it must be above 0 and at most 1.")
+        check_seed("vlm.decoding.seed", self.seed)
 
 
 @torch.inference_mode()

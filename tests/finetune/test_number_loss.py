@@ -108,5 +108,5 @@ def test_noisy_labels_are_answered_by_their_median(vlm: VLM, number_loss: float,
 
 @pytest.mark.parametrize("number_loss", [-1.0, float("inf"), float("nan")])
 def test_what_cannot_be_is_refused(number_loss: float) -> None:
-    with pytest.raises(ConfigError, match=r"settings.number_loss is .*; it must be at least 0, and a number"):
+    with pytest.raises(ConfigError, match=r"settings.number_loss is .*; it must be 0 or more, and a number"):
         FineTuneSettings(number_loss=number_loss)

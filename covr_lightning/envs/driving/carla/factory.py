@@ -11,7 +11,7 @@ from covr_lightning.envs.driving.carla.server import CarlaServer
 from covr_lightning.envs.driving.carla.simulator import CarlaSimulator
 from covr_lightning.envs.driving.env import DrivingFactory, RepeatDistance, RepeatReward
 from covr_lightning.envs.driving.simulator import DrivingSimulator
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative, check_positive
 
 
 class Carla(DrivingFactory):
@@ -77,11 +77,13 @@ class Carla(DrivingFactory):
                     f"data.env.{name} is {value!r}, which is for servers that the run starts itself; set "
                     "data.env.carla_root, or give it to the servers that run already."
                 )
-        if timeout_seconds <= 0 or reconnects < 0:
-            raise ConfigError(
-                f"data.env.timeout_seconds is {timeout_seconds} and data.env.reconnects is {reconnects}: the first "
-                "must be above 0, the second at least 0."
-            )
+        check_positive("data.env.timeout_seconds", timeout_seconds)
+        check_not_negative("data.env.reconnects", reconnects)
+        given = {"port": port if isinstance(port, list) else [port], "tm_port": [] if tm_port is None else [tm_port]}
+        for name, ports in given.items():
+            for one in ports:
+                if not 0 < one < 65536:
+                    raise ConfigError(f"data.env.{name} is {one}; a port can be 1 to 65535.")
         self.host = host
         self.port = port
         self.carla_root = carla_root
