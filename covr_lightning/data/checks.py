@@ -94,6 +94,24 @@ def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[Any
         )
 
 
+def check_labels(most: int, label_batch_size: int, prior: Prior, callbacks: Sequence[Any], max_env_steps: int) -> None:
+    """Warn of a run whose VLM is never asked, as too few frames are ever due for it; those that wait are for a round.
+
+    Args:
+        most: Frames that come due in the whole run, in a process, if λ is above 0 from its beginning.
+        label_batch_size: Frames asked about at once.
+        prior: The agent's.
+        callbacks: The Trainer's, as for :func:`check_vlm`.
+        max_env_steps: The run's length.
+    """
+    making = [callback for callback in callbacks if getattr(callback, "measures_vlm", False)]
+    if most < label_batch_size and prior.uses_vlm and not any(one.schedule.rounds(max_env_steps) for one in making):
+        log.warning(
+            "%d frames come due for the VLM in this run (data.max_env_steps, data.label_every_agent_steps), and it is "
+            "asked about %d at once (data.label_batch_size): the VLM never guides.", most, label_batch_size,
+        )  # fmt: skip
+
+
 def check_processes(batch_size: int, replay_capacity: int, envs: int, processes: int, at_once: int) -> None:
     """Check that a run's numbers can be shared out over its processes.
 

@@ -15,7 +15,7 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from covr_lightning import processes
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.data.checks import check_lengths, check_processes, check_vlm
+from covr_lightning.data.checks import check_labels, check_lengths, check_processes, check_vlm
 from covr_lightning.data.collection import Collection, OneCollector
 from covr_lightning.data.experience import Experience, Listener
 from covr_lightning.data.exploration import ExplorationPolicy
@@ -174,6 +174,9 @@ class ExperienceData(ResumingData):
         asks = model.prior.uses_vlm or self.warmup_actions == "vlm"
         callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
         check_vlm(self.vlm, asks, model.prior, callbacks, self.max_env_steps)
+        steps_of_an_env = -(-self.max_env_steps // (self.spec.action_repeat * self.all_envs))
+        due = self.num_envs * -(-steps_of_an_env // self.label_every_agent_steps)
+        check_labels(due, self.label_batch_size, model.prior, callbacks, self.max_env_steps)
         if asks and self.vlm is not None:
             self.vlm.load(self.spec)
         device = self._trainer.strategy.root_device if self.replay_device == "agent" else torch.device("cpu")
