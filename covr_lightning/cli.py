@@ -42,7 +42,8 @@ USAGE = """usage: covr COMMAND ...
   covr train-embedded-vlm --out FOLDER               train the embedded VLM by its recipe
 
 Keys: `covr fit --help` lists the trainer's and the run's, `covr fit --config NAME.yaml --data.help` (or --model.help) a
-config's, `--model.prior.help DelayedPrior` a class's, and --print_config all, with their values."""
+config's, `--model.prior.help DelayedPrior` a class's; with --print_config a command shows all of them with their values
+and runs nothing."""
 
 
 EXPORT_USAGE = """usage: covr export --config NAME.yaml --ckpt_path FILE --out FOLDER [--KEY VALUE ...]
@@ -177,7 +178,7 @@ def _export(arguments: list[str]) -> int:
     prepare_imports()
     from covr_lightning.opening import export
 
-    return export(resolved, Path(folder))
+    return export(resolved, "+".join(stems), Path(folder))
 
 
 def _sweep(arguments: list[str]) -> int:

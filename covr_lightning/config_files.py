@@ -15,6 +15,9 @@ import yaml
 from covr_lightning.errors import ConfigError
 from covr_lightning.yaml_errors import check_syntax
 
+#: Negative numbers that argparse does not know as such.
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)e[-+]?\d+|-\d+\.|-\.?inf", re.IGNORECASE)
+
 
 def bundled_configs() -> dict[str, Path]:
     """Name → path of every shipped YAML; one in a folder is named ``folder/name.yaml``."""
@@ -175,7 +178,18 @@ def resolve_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
                 applied.add(base.resolve())
         out += _as_arguments(own)
         applied.add(own.resolve())
-    return out, stems
+    return _with_negative_numbers(out), stems
+
+
+def _with_negative_numbers(arguments: list[str]) -> list[str]:
+    """A flag and a value such as -1e-3, which argparse would take for another flag, as one argument."""
+    out: list[str] = []
+    for argument in arguments:
+        if _NEGATIVE.fullmatch(argument) and out and out[-1].startswith("--") and "=" not in out[-1]:
+            out[-1] += f"={argument}"
+        else:
+            out.append(argument)
+    return out
 
 
 def _as_arguments(path: Path) -> list[str]:

@@ -87,16 +87,18 @@ def open_run(folder: str | Path, checkpoint: str = "best") -> OpenedRun:
     return OpenedRun(opened.model.eval(), opened.datamodule.env_factory, opened.datamodule.vlm)
 
 
-def export(arguments: list[str], folder: Path) -> int:
+def export(arguments: list[str], name: str, folder: Path) -> int:
     """Write the policy of a checkpoint (``covr export``).
 
     Args:
         arguments: Command line of ``covr test``, configs resolved.
+        name: The run's default name.
         folder: Where to write.
 
     Returns:
         Exit status.
     """
+    _ExportCLI.run_name = name
     for file in export_policy(build(_ExportCLI, arguments).model, folder):
         print(
             f"{file.path}: {file.megabytes:.1f} MB, {file.milliseconds:.2f} ms an action (median, batch 1, on this "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from covr_lightning.callbacks import (
     CovrProgressBar,
     EvaluateEvery,
     EvaluationVideo,
+    ProgressiveFineTune,
     RunCheckpoint,
     RunProfile,
     RunSummary,
@@ -194,6 +196,11 @@ class CovrCLI(ParsingCLI):
         kwargs["check_val_every_n_epoch"] = 1
         kwargs["logger"] = self._loggers(folder) if fitting else False
         trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
+        if sum(isinstance(callback, ProgressiveFineTune) for callback in trainer_callbacks) > 1:
+            raise ConfigError(
+                "trainer.callbacks has more than one ProgressiveFineTune; a run has one, and keys below "
+                "trainer.callbacks, without the + that adds another, change it."
+            )
         if fitting:
             trainer_callbacks += [EvaluateEvery(), RunSummary(), StopOnSignal()]
             if not _has(trainer_callbacks, RunProfile):
@@ -267,13 +274,22 @@ class CovrCLI(ParsingCLI):
             try:
                 super()._run_subcommand(subcommand)
             except (RunFailed, RunStopped) as ended:
-                folder = Path(self.trainer.default_root_dir)  # the data have made it that of the first process
-                ended.has_checkpoint = (folder / "checkpoints" / "last.ckpt").is_file()
+                ended.has_checkpoint = self._has_checkpoint()
                 raise
+            except (KeyboardInterrupt, SystemExit) as left:  # a second Ctrl-C, of which Lightning makes a SystemExit
+                if isinstance(left, SystemExit) and not isinstance(left.__context__, KeyboardInterrupt):
+                    raise
+                stopped = RunStopped(signal.SIGINT)
+                stopped.has_checkpoint = self._has_checkpoint()
+                raise stopped from left
             finally:
                 launcher = self.trainer.strategy.launcher
                 if isinstance(launcher, RunLauncher):
                     launcher.end()
+
+    def _has_checkpoint(self) -> bool:
+        folder = Path(self.trainer.default_root_dir)  # the data have made it that of the first process
+        return (folder / "checkpoints" / "last.ckpt").is_file()
 
     def _is_over(self) -> bool:
         """Whether a run is to go on that has all its steps, and say so."""

@@ -39,7 +39,8 @@ _NOT_OF_THE_PARSER = re.compile(r"Subcommand '.+' does not accept option '(.+)'|
 _NOT_OF_THE_CLASS = re.compile(r"Option '(.+)' is not accepted")
 _ABSTRACT = re.compile(r"Expected an instantiatable class, but (?:(\S+) )?is abstract")
 _CLASS_PATH = re.compile(r".*class_path['\"]?[:=] ?['\"]([\w.]+)['\"].*")
-_NO_VALUE = re.compile(r"argument --(\w+): expected one argument")
+_NO_VALUE = re.compile(r"argument --([\w.]+)(?:/\S+)?: expected one argument")
+_NO_MAPPING = re.compile(r"'(\w+)' object has no attribute 'keys'")
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _VALUE = re.compile(r"Expected an? (.+)\. Got value: (.*)")
 _TYPE = re.compile(r"Expected an? (<class '.+'>|typing\..+|tuple with .+)")
@@ -120,6 +121,8 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
             return _abstract(key, given)
         elif found := _NO_VALUE.fullmatch(line):
             return f"--{found[1]}, or a key below it, is given without a value."
+        elif (found := _NO_MAPPING.fullmatch(line)) and keys:
+            return f"{key}.init_args is {_phrase(found[1])}; it must have keys with their values."
         elif (found := _MISSING.fullmatch(line)) and not owner:
             missing = [name.split(".")[-1] for name in found[1].split(", ")]
             return f"The config has no {' and no '.join(missing)}; {_PIECE}."

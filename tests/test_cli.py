@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -41,6 +43,15 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--seed_everything", "-1"], ["seed_everything is -1", "0 to 4294967295"]),
         ([*QUICK, "--model.alpha_betas", "[0.5, 2]"], ["model.alpha_betas", "[0.5, 2", "0 to 1"]),
         ([*QUICK, "--data.max_env_steps"], ["--data", "without a value"]),
+        ([*QUICK, "--trainer.callbacks.settings.lr"], ["--trainer.callbacks", "without a value"]),
+        ([*QUICK, "--trainer.callbacks.settings.lr", "-1e-4"], ["settings.lr is -0.0001", "above 0"]),
+        ([*QUICK, "--model.critic_lr", "-1e-3"], ["model.critic_lr is -0.001", "above 0"]),
+        ([*QUICK, "--data.seed", "-.inf"], ["data.seed is '-inf'", "an int"]),
+        ([*QUICK, "--data", "{init_args: 3}"], ["data.init_args is an int", "keys"]),
+        (
+            [*QUICK, "--trainer.callbacks+", "covr_lightning.callbacks.ProgressiveFineTune"],
+            ["trainer.callbacks has more than one ProgressiveFineTune"],
+        ),
         (
             ["fit", "--config", "dmc_rad.yaml", "--trainer.callbacks.settings.lr", "1"],
             ["trainer.callbacks gives keys to a class of a config before it, but there is none"],
@@ -314,6 +325,26 @@ def test_ctrl_c_in_any_command_is_one_sentence(
     monkeypatch.setattr(doctor, "doctor", interrupted)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "covr: stopped by SIGINT.\n"
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_second_ctrl_c_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, has_checkpoint: bool
+) -> None:
+    def fit(trainer: L.Trainer, *given: Any, **more: Any) -> None:
+        """As Lightning's, interrupted."""
+        if has_checkpoint:
+            (Path(trainer.default_root_dir) / "checkpoints").mkdir(parents=True)
+            (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").touch()
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(L.Trainer, "fit", fit)
+    assert main([*QUICK, "--runs_dir", str(tmp_path)]) == 130
+    hint = "; to go on, run the same command with --ckpt_path last" * has_checkpoint
+    assert capsys.readouterr().err.splitlines()[-1] == f"covr: stopped by SIGINT{hint}."
 
 
 def test_run_folders(tmp_path: Path) -> None:

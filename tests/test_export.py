@@ -90,6 +90,12 @@ def test_covr_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     weights = torch.export.load(tmp_path / "policy" / "policy.pt2").state_dict
     assert torch.equal(weights["projection.linear.weight"], state["actor_projection.linear.weight"])
 
+    by_its_name = [part for part in command if part not in ("--name", "run")]
+    (tmp_path / "run").rename(tmp_path / "dmc_cartpole_swingup_cpu")
+    assert main(["export", *by_its_name, "--ckpt_path", "last", "--out", str(tmp_path / "named")]) == 0
+    assert (tmp_path / "named" / "policy.pt2").is_file()
+    (tmp_path / "dmc_cartpole_swingup_cpu").rename(tmp_path / "run")
+
     assert main(["export", *command, "--model.hidden", "8", "--ckpt_path", last, "--out", str(tmp_path / "x")]) == 2
     assert "is of other networks (YAML key model): critic.q1.0.weight is (16, 51) there" in capsys.readouterr().err
     assert main(["export", *command, "--ckpt_path", last]) == 2
