@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from covr_lightning.agent.checks import check_keeps_size
 from covr_lightning.agent.deepmdp import TransitionModel
 from covr_lightning.agent.networks import soft_update
 from covr_lightning.agent.objectives import Objective
-from covr_lightning.errors import ConfigError, check_not_negative
+from covr_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
     from covr_lightning.agent.sac import SACModule
@@ -75,7 +76,8 @@ class SPR(Objective):
         for name, value in (("jumps", jumps), ("sequences", sequences), ("hidden", hidden), ("projection", projection)):
             if value < 1:
                 raise ConfigError(f"SPR's {name} is {value} (model.objectives); it must be at least 1.")
-        check_not_negative("weight of SPR (model.objectives)", weight)
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"SPR's weight is {weight} (model.objectives); it must be 0 or more, and a number.")
         if not 0 <= tau <= 1:
             raise ConfigError(f"SPR's tau is {tau} (model.objectives); it must lie in 0 to 1.")
         super().__init__(lr, encoder_lr_multiplier, sequence_length=jumps, sequences=sequences)
