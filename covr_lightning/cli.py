@@ -23,7 +23,7 @@ from covr_lightning.config_files import resolve_arguments
 from covr_lightning.errors import ConfigError, RunFailed
 from covr_lightning.imports import prepare_imports
 from covr_lightning.secrets import MaskSecrets, masked
-from covr_lightning.stopping import RunStopped
+from covr_lightning.stopping import RunStopped, is_ctrl_c
 
 USAGE = """usage: covr COMMAND ...
 
@@ -81,8 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"covr: {masked(str(error))}.{saved}", file=sys.stderr)
         return 3
     except (KeyboardInterrupt, SystemExit) as left:
-        # Lightning leaves an evaluation that was interrupted by SystemExit.
-        if isinstance(left, SystemExit) and not isinstance(left.__context__, KeyboardInterrupt):
+        if not is_ctrl_c(left):
             raise
         print("covr: stopped by SIGINT.", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -41,6 +41,11 @@ class RunStopped(BaseException):
         return 128 + self.signum
 
 
+def is_ctrl_c(left: KeyboardInterrupt | SystemExit) -> bool:
+    """Whether a run was left by Ctrl-C, of which Lightning makes a SystemExit."""
+    return isinstance(left, KeyboardInterrupt) or isinstance(left.__context__, KeyboardInterrupt)
+
+
 class StopSignals:
     """Turns signals into a stop between two agent steps, where a run can be saved exactly.
 

@@ -41,7 +41,7 @@ from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles
 from covr_lightning.saving.lock import only_run_in
 from covr_lightning.saving.round_files import RoundFiles, round_of
-from covr_lightning.stopping import RunStopped
+from covr_lightning.stopping import RunStopped, is_ctrl_c
 from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.sweep.runs import env_steps_of
 from covr_lightning.trainer_keys import refuse_trainer_keys, trainer_errors
@@ -276,8 +276,8 @@ class CovrCLI(ParsingCLI):
             except (RunFailed, RunStopped) as ended:
                 ended.has_checkpoint = self._has_checkpoint()
                 raise
-            except (KeyboardInterrupt, SystemExit) as left:  # a second Ctrl-C, of which Lightning makes a SystemExit
-                if isinstance(left, SystemExit) and not isinstance(left.__context__, KeyboardInterrupt):
+            except (KeyboardInterrupt, SystemExit) as left:  # a second Ctrl-C
+                if not is_ctrl_c(left):
                     raise
                 stopped = RunStopped(signal.SIGINT)
                 stopped.has_checkpoint = self._has_checkpoint()

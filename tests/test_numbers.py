@@ -21,7 +21,7 @@ from covr_lightning.agent import (
     ResidualActor,
     SACModule,
     SVEAViews,
-)  # fmt: skip
+)
 from covr_lightning.agent.checks import check_sizes
 from covr_lightning.data import ExperienceData
 from covr_lightning.envs import Carla, PointReach

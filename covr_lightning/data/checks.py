@@ -74,8 +74,8 @@ def check_vlm(vlm: VLM | None, asks: bool, prior: Prior, callbacks: Sequence[Any
     """
     if asks and vlm is None:
         raise ConfigError("This run asks a VLM for actions, but none is given (YAML key vlm).")
-    making = [callback for callback in callbacks if getattr(callback, "measures_vlm", False)]
-    rounds = sum(step < max_env_steps for one in making for step in one.schedule.rounds(max_env_steps))
+    making = _making_rounds(callbacks)
+    rounds = _rounds(making, max_env_steps)
     wanted = getattr(prior, "after_rounds", 0)
     goes_by = (
         "VLM's error" if prior.needs_measure else "return of the VLM alone" if prior.needs_vlm_return else None
@@ -104,12 +104,20 @@ def check_labels(most: int, label_batch_size: int, prior: Prior, callbacks: Sequ
         callbacks: The Trainer's, as for :func:`check_vlm`.
         max_env_steps: The run's length.
     """
-    making = [callback for callback in callbacks if getattr(callback, "measures_vlm", False)]
-    if most < label_batch_size and prior.uses_vlm and not any(one.schedule.rounds(max_env_steps) for one in making):
+    if most < label_batch_size and prior.uses_vlm and not _rounds(_making_rounds(callbacks), max_env_steps):
         log.warning(
             "%d frames come due for the VLM in this run (data.max_env_steps, data.label_every_agent_steps), and it is "
             "asked about %d at once (data.label_batch_size): the VLM never guides.", most, label_batch_size,
         )  # fmt: skip
+
+
+def _making_rounds(callbacks: Sequence[Any]) -> list[Any]:
+    return [callback for callback in callbacks if getattr(callback, "measures_vlm", False)]
+
+
+def _rounds(making: Sequence[Any], max_env_steps: int) -> int:
+    """How many come before the run's end."""
+    return sum(step < max_env_steps for one in making for step in one.schedule.rounds(max_env_steps))
 
 
 def check_processes(batch_size: int, replay_capacity: int, envs: int, processes: int, at_once: int) -> None:

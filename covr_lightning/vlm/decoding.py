@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_not_negative
 from covr_lightning.random_state import check_seed
 from covr_lightning.vlm.action_text import ActionText
 from covr_lightning.vlm.decode_loop import PrefixCache, base_model, decode_loop
@@ -61,8 +61,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"vlm.decoding.temperature is {self.temperature}; it must be at least 0 and finite.")
+        check_not_negative("vlm.decoding.temperature", self.temperature)
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"vlm.decoding.top_p is {self.top_p}; it must be above 0 and at most 1.")
         check_seed("vlm.decoding.seed", self.seed)

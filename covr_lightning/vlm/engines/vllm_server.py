@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, check_positive
 from covr_lightning.vlm.engines.engine import Engine
 from covr_lightning.vlm.engines.http_service import Breaker, Failure, HTTPService, check_url
 from covr_lightning.vlm.engines.vllm_requests import (
@@ -76,8 +76,7 @@ class VLLMServer(Engine):
                 raise ConfigError(f"{_SETTING}.{name} is {value}; it must be at least 1.")
         times = {"timeout_s": timeout_s, "wait_s": wait_s, "patience_s": patience_s, "rest_s": rest_s}
         for name, seconds in times.items():
-            if not 0 < seconds < float("inf"):
-                raise ConfigError(f"{_SETTING}.{name} is {seconds}; it must be above 0 and finite.")
+            check_positive(f"{_SETTING}.{name}", seconds)
         self.url = check_url(url, _SETTING)
         self.model = model
         self.api_key_variable = api_key_variable
