@@ -6,7 +6,7 @@ r"""An exported policy in a VLM's place: what guidance does where whoever answer
     covr test --config learning_cpu/dpl.yaml --actor vlm …    # the same keys: what it returns alone
 
 Run from the repository's root. All but the answers is as in any run: prior, labelling, the text of an action. Results
-are in docs/results.
+are in docs/results/guidance.md.
 """
 
 from __future__ import annotations
