@@ -30,14 +30,14 @@ class Questions:
     """The VLM's prompt, answer format and way of decoding, as vLLM takes them.
 
     Differences from :class:`~covr_lightning.vlm.decoding.Decoder`: answers are cut at the format's longest answer in
-    characters, since no tokenizer is at hand; and sampled tokens come from vLLM's generator, so that they depend on
-    frame and seed alone here too, but are other ones.
+    characters and one more, since no tokenizer is at hand; and sampled tokens come from vLLM's generator, so that they
+    depend on frame and seed alone here too, but are other ones.
 
     Args:
         vlm: Knows its prompt and codec.
 
     Attributes:
-        regex: The answer format, if decoding is constrained.
+        regex: The answer format behind a space or none, if decoding is constrained.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -46,8 +46,10 @@ class Questions:
         self.image_position = vlm.image_position
         self.decoding = vlm.decoding
         digits = most_integer_digits(vlm.codec)
-        self.max_tokens = longest_answer(vlm.codec.size, digits)
-        self.regex = answer_regex(vlm.codec.size, digits) if vlm.decoding.constrained else None
+        # Some tokenizers (LLaVA's) begin a text with a space's token, and so does an adapter trained on such texts;
+        # kept from it, it goes on with other numbers.
+        self.max_tokens = 1 + longest_answer(vlm.codec.size, digits)
+        self.regex = f" ?{answer_regex(vlm.codec.size, digits)}" if vlm.decoding.constrained else None
 
     def messages(self, frame: Tensor) -> list[dict[str, Any]]:
         """The conversation about one frame (3, H, W) uint8, in OpenAI's form, the frame as PNG."""
@@ -83,8 +85,8 @@ def data_url(frame: Tensor) -> str:
 
 
 def up_to_closing(text: str) -> str:
-    """The answer as far as its first `]`."""
-    return "".join(text.partition(CLOSING)[:2])
+    """The answer as far as its first `]`, without the space that some tokenizers begin with."""
+    return "".join(text.partition(CLOSING)[:2]).lstrip(" ")
 
 
 def adapter_name(folder: Path) -> str:

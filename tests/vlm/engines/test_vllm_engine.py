@@ -129,9 +129,9 @@ def test_frames_prompt_and_decoding_reach_vllm() -> None:
     for conversation, params, picture in zip(messages, sampling, pictures, strict=True):
         assert torch.equal(Request("", "", {}, {"messages": conversation}).frame, picture)
         assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty) == (0.5, 0.8, -1, 1.0)
-        assert (params.max_tokens, params.stop, params.include_stop_str_in_output) == (14, ["]"], True)
+        assert (params.max_tokens, params.stop, params.include_stop_str_in_output) == (15, ["]"], True)
         assert params.structured_outputs is not None
-        assert params.structured_outputs.regex == r"action:\[-?[0-9]{1,1}(\.[0-9]{1,2})?\]"
+        assert params.structured_outputs.regex == r" ?action:\[-?[0-9]{1,1}(\.[0-9]{1,2})?\]"
     assert len({params.seed for params in sampling}) == 3
     assert LLM.started == {
         "model": "org/name",

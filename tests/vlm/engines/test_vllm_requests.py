@@ -42,10 +42,10 @@ def test_a_request_holds_the_frame_the_prompt_and_the_way_of_decoding(stub: VLLM
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
-            "max_tokens": len("action:[-0.00]"),
+            "max_tokens": len(" action:[-0.00]"),
             "stop": ["]"],
             "include_stop_str_in_output": True,
-            "structured_outputs": {"regex": r"action:\[-?[0-9]{1,1}(\.[0-9]{1,2})?\]"},
+            "structured_outputs": {"regex": r" ?action:\[-?[0-9]{1,1}(\.[0-9]{1,2})?\]"},
         }
 
 
@@ -75,7 +75,7 @@ def test_answers_keep_the_order_and_questions_the_bound(stub: VLLMStub) -> None:
 
 
 def test_what_stands_behind_the_bracket_is_not_asked_for(stub: VLLMStub) -> None:
-    said = {10: "action:[0.10].", 11: "action:[0.11]] and", 12: "I cannot tell", 13: None, 14: ""}
+    said = {10: "action:[0.10].", 11: " action:[0.11]] and", 12: "I cannot tell", 13: None, 14: ""}
     stub.answer = lambda request: said[first_pixel(request)]
     vlm = vlm_at(stub)
     assert vlm.answer(frames(5)) == ["action:[0.10]", "action:[0.11]", "I cannot tell", "", ""]
