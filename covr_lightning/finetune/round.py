@@ -279,6 +279,8 @@ def _measure_after(report: RoundReport, answers: Proposals, actions: Tensor) -> 
     report.error_after, report.unparsable_after, report.unanswered_after = proposal_error(answers, actions)
     if report.unanswered_after == 1:
         report.note = "no held-out row got an answer after training, so the new adapter is not measured"
+    elif math.isnan(report.error_after):
+        report.note = "none of the VLM's answers on held-out rows could be parsed"
     elif not report.error_after < report.error_constant:
         report.note = "the VLM does not beat the constant predictor on held-out rows"
 

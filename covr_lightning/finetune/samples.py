@@ -15,8 +15,9 @@ from covr_lightning.envs.base import EnvSpec
 from covr_lightning.saving.files import in_place_of
 from covr_lightning.vlm.vlm import Proposals
 
-#: Frames kept of a round's samples, half of each kind, and their longer side: 8 · 3 · 64 · 64 bytes are 98 kB.
-FRAMES, LONGER_SIDE = 8, 64
+#: Frames kept of a round's samples, half of each kind, and their shorter side (the longer one is that of several frames
+#: side by side): 8 · 3 · 64 · 64 bytes are 98 kB.
+FRAMES, SHORTER_SIDE = 8, 64
 
 
 @dataclass
@@ -103,11 +104,11 @@ class RoundSamples:
 
 
 def reduced(frames: Tensor) -> Tensor:
-    """Frames (k, 3, H, W) uint8 with the longer side brought down to :data:`LONGER_SIDE`, by area."""
-    longer = max(frames.shape[-2:])
-    if not len(frames) or longer <= LONGER_SIDE:
+    """Frames (k, 3, H, W) uint8 with the shorter side brought down to :data:`SHORTER_SIDE`, by area."""
+    shorter = min(frames.shape[-2:])
+    if not len(frames) or shorter <= SHORTER_SIDE:
         return frames
-    size = [max(1, round(side * LONGER_SIDE / longer)) for side in frames.shape[-2:]]
+    size = [round(side * SHORTER_SIDE / shorter) for side in frames.shape[-2:]]
     return F.interpolate(frames.float(), size=size, mode="area").round().to(torch.uint8)
 
 

@@ -13,7 +13,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.report import configurations, guidance, learning, overview, pictures, sections
 from covr_lightning.report.drawing import style
 from covr_lightning.report.groups import Group, group_runs
-from covr_lightning.report.page import Page
+from covr_lightning.report.page import MARK, Page
 from covr_lightning.report.reading import read_run
 from covr_lightning.report.runs import Run, class_name, find_runs
 from covr_lightning.saving.files import write_atomically
@@ -92,10 +92,11 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
         The page, ``index.html``.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        ConfigError: The folder cannot be written, or has a page that no report wrote.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _check_is_ours(out / "index.html")
         page = Page(out)
         with style():
             for part in PARTS:
@@ -107,6 +108,15 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}); give another --out.") from error
     return path
+
+
+def _check_is_ours(page: Path) -> None:
+    """Refuse to replace a page that is none of a report."""
+    if not page.is_file():
+        return
+    text = page.read_text(encoding="utf-8", errors="replace")
+    if MARK not in text and "<figure data-png=" not in text:
+        raise ConfigError(f"{page} is no report's page, and would be replaced; give another --out.")
 
 
 def _title(groups: Sequence[Group]) -> str:

@@ -16,6 +16,14 @@ from covr_lightning.sweep.differences import SEEDS, result_settings, shown
 #: Value of a key that a configuration does not have.
 MISSING = "–"
 
+#: ProgressiveFineTune's parts where its configuration has null.
+_DEFAULTS = {
+    name: f"covr_lightning.finetune.{part}"
+    for name, part in (
+        ("schedule", "LinearSchedule"), ("filter", "EDDF"), ("weight", "RALW"), ("score", "ReturnScore")
+    )
+}  # fmt: skip
+
 #: A class and its module.
 _CLASS_PATH = re.compile(r"([A-Za-z_]\w*\.)+[A-Z]\w*")
 
@@ -108,7 +116,8 @@ def _with_its_part(key: str, settings: Sequence[tuple[dict[str, Any], set[str]]]
 def differing(groups: Sequence[Group]) -> dict[str, list[str]]:
     """The keys in which the groups' configurations differ, each with the value of every group as it is shown.
 
-    A part's class stands at the part's own key, by its name where that tells the classes apart. Keys in which nothing
+    A part's class stands at the part's own key, by its name where that tells the classes apart, and so does the default
+    of a round's part where one has null. Keys in which nothing
     looks different are left out, and so are those that hold nothing where they are at all (null, or an empty list).
     """
     settings = [_settings_and_parts(group.runs[0])[0] for group in groups]
@@ -116,7 +125,8 @@ def differing(groups: Sequence[Group]) -> dict[str, list[str]]:
     for key in dict.fromkeys(key for one in settings for key in one):
         if key in SEEDS or not any(one.get(key) not in (None, [], {}) for one in settings):
             continue
-        full = [shown(one[key]) if key in one else MISSING for one in settings]
+        default = _DEFAULTS.get(key.rpartition(".")[2]) if key.startswith("trainer.callbacks.") else None
+        full = [shown(default if one[key] is None else one[key]) if key in one else MISSING for one in settings]
         row = [text.rsplit(".", 1)[-1] if _CLASS_PATH.fullmatch(text) else text for text in full]
         row = row if len(set(row)) == len(set(full)) else full
         if len(set(row)) > 1:

@@ -15,9 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 #: Colours on white, as the PNGs have them; the page's style sheet has a variable for each, and what it is in the dark.
-INK, MUTED, LINE = "#1f2937", "#6b7280", "#d1d5db"
+INK, MUTED, LINE, PAPER = "#1f2937", "#6b7280", "#d1d5db", "#ffffff"
 COLORS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2")
-_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--c{i}" for i, c in enumerate(COLORS)}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper"} | {
+    c: f"--c{i}" for i, c in enumerate(COLORS)
+}
 
 #: Width of a figure in inches; 72 of its units are an inch in the page, so text keeps its size on a phone.
 WIDTH, HEIGHT = 6.2, 3.7

@@ -11,15 +11,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from covr_lightning.report.drawing import COLORS, HEIGHT, INK, LINE, MUTED, new_figure
+from covr_lightning.report.drawing import COLORS, HEIGHT, INK, LINE, MUTED, PAPER, new_figure
 from covr_lightning.report.groups import Group
 from covr_lightning.report.runs import Columns, Run, VLMAlone, figure_of
 
 #: Dimensions of an action that a strip shows.
 _SHOWN_DIMENSIONS = 2
 
-#: Height of a row of round numbers below the sigmoid, on its axis.
-_NUMBERS = 0.09
+#: Height of a row of round numbers below the sigmoid, on its axis, and how many stand in it at most.
+_NUMBERS, _MOST_NUMBERS = 0.09, 12
 
 #: How lines are drawn, one after the other each time that the colours are used up.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -105,13 +105,14 @@ def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
             mean, spread = (np.array([one[i] for _, one in stretch], dtype=float) for i in (0, 1))
             whole = len(seeds) == len(group.runs)
             axes.errorbar(
-                [n for n, _ in stretch], mean, np.nan_to_num(spread), color=color, marker="o", linewidth=2, capsize=4,
-                linestyle="-" if whole else (0, (4, 3)), markerfacecolor=color if whole else "white",
+                [n for n, _ in stretch], mean, None if np.isnan(spread).all() else spread, color=color, marker="o",
+                linewidth=2, capsize=4, linestyle="-" if whole else (0, (4, 3)),
+                markerfacecolor=color if whole else PAPER,
             )  # fmt: skip
         if line:
             axes.plot([], [], color=color, marker="o", linewidth=2, label=title)
     if any(len(one.seeds) < len(group.runs) for _, _, line in lines for _, one in line):
-        axes.plot([], [], color=MUTED, marker="o", markerfacecolor="white", linestyle=(0, (4, 3)), label="fewer seeds")
+        axes.plot([], [], color=MUTED, marker="o", markerfacecolor=PAPER, linestyle=(0, (4, 3)), label="fewer seeds")
     axes.set(xlabel="after fine-tune round", ylabel=label)
     _whole_numbers(axes, rounds)
     legend(axes, columns=3)
@@ -137,7 +138,7 @@ def vlm_error(run: Run) -> Figure | None:
     if np.isfinite(noise).any():
         axes.hlines(noise, x - 0.28, x + 0.28, color=MUTED, linewidth=2, linestyle=":", label="noise of the policy")
     axes.set(xlabel="fine-tune round", ylabel="mean |a_v − a|")
-    axes.set_ylim(0, 1.15 * float(np.nanmax([before, after, constant])))
+    axes.set_ylim(0, 1.15 * float(np.nanmax([before, after, constant, noise])))
     _whole_numbers(axes, x.tolist())
     legend(axes)
     return figure
@@ -232,8 +233,12 @@ def sigmoid_of_entropy(group: Group, sign: float) -> Figure | None:
         own = sorted((r["entropy"], r["round"]) for r in run.rounds if _known(r, "entropy"))
         values = np.array([value for value, _ in own])
         axes.scatter(values, sigmoid(sign * values), s=52, color=color, edgecolors=INK, linewidths=1.2, zorder=3)
-        for (_, round_), place in zip(own, spaced(values, 0.035 * (high - low)), strict=True):
-            axes.text(place, y, str(round_), color=color, ha="center", va="center", fontsize=11, fontweight="bold")
+        # As many numbers as have room: all, or the first and every n-th.
+        every = math.ceil(len(own) / _MOST_NUMBERS)
+        told = [(value, round_) for value, round_ in own if (round_ - 1) % every == 0]
+        gap = 0.025 * len(str(max(round_ for _, round_ in told))) + 0.01
+        for (_, round_), place in zip(told, spaced([v for v, _ in told], gap * (high - low)), strict=True):
+            axes.text(place, y, str(round_), color=color, ha="center", va="center", fontsize=10, fontweight="bold")
     axes.set(xlabel="ε (nats per action dimension)", ylabel="σ(ε)" if sign > 0 else "σ(−ε)", xlim=(low, high))
     axes.set_ylim(heights[-1] - _NUMBERS, 1.05)
     names = [f"seed {run.seed}" if len(group.runs) > 1 else "round" for run, _ in rows]
@@ -243,11 +248,18 @@ def sigmoid_of_entropy(group: Group, sign: float) -> Figure | None:
 
 
 def spaced(values: Sequence[float] | np.ndarray, gap: float) -> list[float]:
-    """Ascending places no closer than a gap, each at its value or moved up as little as the ones below it ask."""
-    places: list[float] = []
-    for value in values:
-        places.append(max(float(value), places[-1] + gap) if places else float(value))
-    return places
+    """Places no closer than a gap, in the order of ascending values, and together as near to them as can be (squares).
+
+    Neighbours that are too close become a block around the mean of their values, and so do blocks.
+    """
+    blocks: list[tuple[float, int]] = []  # mean of the values, each less the gaps below it; how many
+    for i, value in enumerate(values):
+        mean, n = float(value) - i * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, m = blocks.pop()
+            mean, n = (before * m + mean * n) / (m + n), m + n
+        blocks.append((mean, n))
+    return [mean + i * gap for i, mean in enumerate(mean for mean, n in blocks for _ in range(n))]
 
 
 def similarity(run: Run) -> Figure | None:
@@ -262,21 +274,30 @@ def similarity(run: Run) -> Figure | None:
             place = [n + (-0.27 if high else 0.09) + (0.18 if filled else 0) for n in rounds]
             values = [similarities(run.samples[n], high, when) for n in rounds]
             known = [(x, v) for x, v in zip(place, values, strict=True) if len(v)]
+            parsed = [
+                2 * len(v) >= rows_of(run.samples[n], high) for n, v in zip(rounds, values, strict=True) if len(v)
+            ]
             if not known:
                 continue
             x, means = [x for x, _ in known], [float(np.mean(v)) for _, v in known]
             for at, value in known:
                 axes.plot([at, at], np.quantile(value, [0.25, 0.75]), color=color, linewidth=6, alpha=0.25, zorder=1)
             face = color if filled else "none"
-            axes.scatter(
-                x, means, s=56, facecolors=face, edgecolors=color, linewidths=2, label=f"{kind}, {when}", zorder=2
-            )
+            for at, mean, most in zip(x, means, parsed, strict=True):
+                alpha = 1.0 if most else 0.3
+                axes.scatter(at, mean, s=56, facecolors=face, edgecolors=color, linewidths=2, alpha=alpha, zorder=2)
+            axes.scatter([], [], s=56, facecolors=face, edgecolors=color, linewidths=2, label=f"{kind}, {when}")
     axes.set(xlabel="fine-tune round", ylabel="similarity")
     low, high_ = axes.get_ylim()
     axes.set_ylim(low, min(high_, 1.02))
     _whole_numbers(axes, rounds)
     legend(axes, columns=2)
     return figure
+
+
+def rows_of(columns: Columns, high: bool) -> int:
+    """How many rows of high return, or of low, a round's samples have."""
+    return int((columns["high"] == high).sum())
 
 
 def similarities(columns: Columns, high: bool, when: str) -> np.ndarray:

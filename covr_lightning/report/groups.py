@@ -98,12 +98,15 @@ class Group:
         ]
 
     def policy_after(self, round_: int, name: str = "return") -> Measured:
-        """The seeds' first evaluations at or after a round, of those whose next round was not before it."""
+        """The seeds' first evaluations after a round, of those whose next round was not before it.
+
+        One at the round's own step is left out: the round comes behind it, so that policy has nothing from it.
+        """
         values = []
         for run in self.runs:
             at = {r["round"]: r["env_steps"] for r in run.rounds}
             later = at.get(round_ + 1, math.inf)
-            point = next((p for p in run.curve if p["env_steps"] >= at.get(round_, math.inf)), {})
+            point = next((p for p in run.curve if p["env_steps"] > at.get(round_, math.inf)), {})
             if name in point and point["env_steps"] <= later:
                 values.append(OfRun(run.seed, point[name], point.get(f"{name}_std", math.nan)))
         return self._over_seeds(values)

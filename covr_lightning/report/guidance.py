@@ -145,6 +145,7 @@ def _table(group: Group) -> str:
     several = len(group.runs) > 1
     found = sorted((one for run in group.runs for one in stretches(run)), key=lambda one: one.round)
     filtered = any(math.isfinite(one.preferred) for one in found)
+    first = "before the first round" if group.round_numbers else "the whole run"
     rows = []
     for round_, same in itertools.groupby(found, key=lambda one: one.round):
         of_seeds = list(same)
@@ -152,7 +153,7 @@ def _table(group: Group) -> str:
         loss, lam = (mean_and_spread([getattr(one, name) for one in of_seeds]) for name in ("loss", "lam"))
         rows.append(
             [
-                f"after round {round_}" if round_ else "before the first round",
+                f"after round {round_}" if round_ else first,
                 "–".join(f"{step:,}" for step in dict.fromkeys([begins[0], begins[-1]])),
                 *[str(len(of_seeds))] * several,
                 plus_minus(*lam, 2), percent(float(np.mean([one.labelled for one in of_seeds]))),

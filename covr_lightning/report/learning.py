@@ -10,6 +10,10 @@ from html import escape
 from covr_lightning.report import figures
 from covr_lightning.report.groups import Group, mean_and_spread
 from covr_lightning.report.page import Page, number, plus_minus, table
+from covr_lightning.report.runs import Run
+
+#: What else a driving run's evaluation counts, by its name in the curve.
+CONTACTS = {"collision": "collisions (N·s)", "lane_invasions": "lane invasions"}
 
 #: A learning curve: environment steps, mean return, spread.
 Curve = Sequence[tuple[float, float, float]]
@@ -51,22 +55,29 @@ def _task(page: Page, groups: Sequence[Group]) -> None:
             distances = [
                 plus_minus(p["distance"], p.get("distance_std", math.nan)) for p in run.curve if "distance" in p
             ]
-            rows.append(_row([group.name, str(run.seed)], curve, number(area(curve)), distances[-1:], drives))
+            ends = [*(distances[-1:] or ["–"]), *_contacts(run)] if drives else []
+            rows.append(_row([group.name, str(run.seed)], curve, number(area(curve)), ends))
         rows += _all_seeds(group)
     head = ["configuration", "seed", "steps", f"first {label}", f"best {label}", "at steps", f"last {label}"]
-    head += ["last DD (m)"] if drives else []
+    head += ["last DD (m)", *CONTACTS.values()] if drives else []
     several = (
         "; in a row of several seeds over seeds, up to the last evaluation that all of them have. Best: the highest "
         "point of a row's curve, for several seeds of their mean curve"
     )
     over = "± standard deviation over episodes" + several * any(len(group.runs) > 1 for group in groups)
     note = f"{over}. The area is divided by its steps: a mean {label}."
-    page.add(table([*head, "area under curve"], rows, note))
+    page.add(table([*head, "area under curve"], rows, note, dense=drives))
 
 
-def _row(names: list[str], curve: Curve, area_: str, distances: list[str], drives: bool) -> list[str]:
-    """A row of the table of curves; dashes for a run that has no evaluation yet."""
-    end = [*(distances or ["–"]), area_] if drives else [area_]
+def _contacts(run: Run) -> list[str]:
+    """What a driving run's last evaluation has of :data:`CONTACTS`."""
+    last = run.curve[-1] if run.curve else {}
+    return [plus_minus(last.get(name, math.nan), last.get(f"{name}_std", math.nan)) for name in CONTACTS]
+
+
+def _row(names: list[str], curve: Curve, area_: str, ends: list[str]) -> list[str]:
+    """A row of the table of curves; dashes for a run that has no evaluation yet. `ends` stand before the area."""
+    end = [*ends, area_]
     if not curve:
         return [*names, "0", *["–"] * 4, *end]
     best = max(curve, key=lambda point: point[1])
@@ -87,11 +98,14 @@ def _all_seeds(group: Group) -> list[list[str]]:
         [(p["env_steps"], p["return"], math.nan) for p in run.curve if p["env_steps"] <= end] for run in group.runs
     ]
     areas = mean_and_spread([area(curve) for curve in curves if curve])
-    distances = [plus_minus(*one[:2]) for _, one in group.points("distance")]
+    ends = []
+    for name in ("distance", *CONTACTS) if group.drives else ():
+        of_seeds = [plus_minus(*one[:2]) for _, one in group.points(name)]
+        ends.append(of_seeds[-1] if of_seeds else "–")
     n, of = len(points[0][1].seeds), len(group.runs)
     who = f"all {n}" if n == of else f"{n} of {of}"
     mean = [(step, one.mean, one.spread) for step, one in points]
-    return [_row([group.name, who], mean, plus_minus(*areas), distances[-1:], group.drives)]
+    return [_row([group.name, who], mean, plus_minus(*areas), ends)]
 
 
 def area(curve: Curve) -> float:

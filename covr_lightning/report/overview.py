@@ -106,6 +106,9 @@ def _round_tiles(group: Group) -> list[str]:
         verdict = f"{'beats' if after < constant else 'does not beat'} the constant predictor's {number(constant, 3)}"
         errors = f"{number(before, 3)} → {number(after, 3)}"
         tiles.append(_tile("VLM error, held out", errors, f"in round {r['round']}{seed}; {verdict}"))
-        unparsable = percent(figure_of(r, "unparsable_after"))
-        tiles.append(_tile("unparsable answers", unparsable, f"to held-out rows after round {r['round']}{seed}"))
+    unparsable = figure_of(r, "unparsable_after")
+    if not math.isnan(unparsable):
+        tiles.append(
+            _tile("unparsable answers", percent(unparsable), f"to held-out rows after round {r['round']}{seed}")
+        )
     return tiles

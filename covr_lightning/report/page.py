@@ -17,8 +17,10 @@ from PIL import Image
 
 from covr_lightning.report.drawing import as_svg, write_png
 
+#: What a page of this module says of itself in its head.
+MARK = '<meta name="generator" content="covr report">'
 
-#: How a cell of text begins.
+
 class Cell(str):
     """A table's cell as HTML, which a plain text that begins with ``<td`` is not."""
 
@@ -105,7 +107,7 @@ class Page:
         links = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in self._sections)
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{MARK}\n'
             f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
             f"<header>{head}<nav>{links}</nav></header>\n<main>\n"
             + "\n".join(self._parts)
@@ -113,7 +115,13 @@ class Page:
         )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", ours: Sequence[int] = ()) -> str:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    ours: Sequence[int] = (),
+    dense: bool = False,
+) -> str:
     """A table's HTML.
 
     Args:
@@ -121,11 +129,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
         rows: Cells, each plain text or a :class:`Cell`.
         caption: Plain text.
         ours: Rows to stand out.
+        dense: For many columns.
     """
-    lines = ['<div class="scroll"><table>', f"<caption>{escape(caption)}</caption>" if caption else ""]
+    lines = [
+        f'<div class="scroll"><table{" class=dense" * dense}>',
+        f"<caption>{escape(caption)}</caption>" if caption else "",
+    ]
     of_text = [bool(rows) and all(isinstance(row[i], _TextCell) for row in rows) for i in range(len(head))]
     kinds = [' class="text"' if text else "" for text in of_text]
-    titles = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, head, strict=True))
+    titles = "".join(f'<th scope="col"{kind}>{escape(title)}</th>' for kind, title in zip(kinds, head, strict=True))
     lines.append(f"<thead><tr>{titles}</tr></thead><tbody>")
     for i, row in enumerate(rows):
         cells = "".join(cell if isinstance(cell, Cell) else f"<td>{escape(cell)}</td>" for cell in row)
@@ -156,7 +168,8 @@ def number(value: float | None, decimals: int = 1) -> str:
     """A number for people: a dash where there is none."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:,.{decimals}f}".replace("-", "−")
+    text = f"{value:,.{decimals}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
 
 def plus_minus(mean: float, spread: float, decimals: int = 1) -> str:

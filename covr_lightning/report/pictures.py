@@ -27,7 +27,8 @@ def similarity(page: Page, groups: Sequence[Group]) -> None:
         "1 − |a_v − a| as a share of the action's range, mean over dimensions: 1 is the executed action, 0 its "
         "opposite. Blue are rows of high return (kept and held out of training, at "
         "least the median), red rows of low return (not kept, at most the median). A round has worked when blue rises "
-        "and red does not follow. Bars: middle half of the rows (Fig. 6).",
+        "and red does not follow. Means are over the answers that could be parsed, pale where those are fewer than "
+        "half of the rows. Bars: middle half (Fig. 6).",
     )
     for group in named(page, groups, with_rounds=True):
         run = group.first
@@ -45,9 +46,9 @@ def similarity(page: Page, groups: Sequence[Group]) -> None:
         rows = []
         for n, columns in sorted(run.samples.items()):
             for high in (True, False):
-                count = int((columns["high"] == high).sum())
-                before, after = (figures.similarities(columns, high, when) for when in ("before", "after"))
-                rows.append([str(n), "high" if high else "low", str(count), _mean(before), _mean(after)])
+                count = figures.rows_of(columns, high)
+                means = [_mean(figures.similarities(columns, high, when), count) for when in ("before", "after")]
+                rows.append([str(n), "high" if high else "low", str(count), *means])
         page.add(table(["round", "returns", "rows", "before", "after"], rows, "Mean similarity"))
 
 
@@ -62,8 +63,11 @@ def strips(page: Page, groups: Sequence[Group]) -> None:
         run = group.first
         if run.samples:
             last = max(run.samples)
-            page.add(f"<p>Rows of D_f in round {last}{of_seed(group)}: the four on the left are of high return.</p>")
-            page.add(_answers(run.samples[last]))
+            columns = run.samples[last]
+            high = int(columns["high"][columns["frame_rows"]].sum())
+            first = "none is" if not high else "the first is" if high == 1 else f"the first {high} are"
+            page.add(f"<p>Rows of D_f in round {last}{of_seed(group)}: {first} of high return.</p>")
+            page.add(_answers(columns))
         if not run.vlm:
             page.missing(
                 f"No episode of the VLM alone is recorded: <code>{PLAY_ALONE}</code> plays some before the first round "
@@ -99,8 +103,14 @@ def _answers(columns: Columns) -> str:
                 lines.append(f'<span class="{when}">{when} {_said(columns, when, row)}</span>')
         lines.append(f'<span class="did">done {_action(columns["action"][row])}</span>')
         lines.append(f"return {number(float(columns['score'][row]))}")
-        cells.append(f"<figure>{picture(frame)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
+        cells.append(_cell(frame, "<br>".join(lines)))
     return f'<div class="strip">{"".join(cells)}</div>'
+
+
+def _cell(frame: np.ndarray, caption: str) -> str:
+    """A frame of a strip, or several side by side as the VLM was shown them, with what is said below it (HTML)."""
+    several = max(1, round(frame.shape[2] / frame.shape[1]))
+    return f'<figure style="--frames:{several}">{picture(frame)}<figcaption>{caption}</figcaption></figure>'
 
 
 def _said(columns: Columns, when: str, row: int) -> str:
@@ -117,7 +127,7 @@ def _episode(one: VLMAlone) -> str:
     for frame, step in zip(one.columns["frames"], one.columns["frame_steps"], strict=True):
         action, reward = _action(one.columns["actions"][step]), number(float(one.columns["rewards"][step]), 2)
         text = f"step {int(step)}<br>action {action}<br>reward {reward}"
-        cells.append(f"<figure>{picture(frame)}<figcaption>{text}</figcaption></figure>")
+        cells.append(_cell(frame, text))
     return f'<div class="strip">{"".join(cells)}</div>'
 
 
@@ -126,8 +136,11 @@ def _action(action: np.ndarray) -> str:
     return shown + (", …" if len(action) > 3 else "")
 
 
-def _mean(values: np.ndarray) -> str:
-    return number(float(values.mean()), 3) if len(values) else "–"
+def _mean(values: np.ndarray, of: int) -> str:
+    """Mean over the answers that could be parsed, and how many of the rows these are if not all."""
+    if not len(values):
+        return "–"
+    return number(float(values.mean()), 3) + (f" ({len(values)} of {of})" if len(values) < of else "")
 
 
 def videos(page: Page, groups: Sequence[Group]) -> None:

@@ -102,7 +102,8 @@ class Run:
 
     def fine_tuning(self) -> dict[str, Any] | None:
         """Arguments of its ProgressiveFineTune; None if it has none."""
-        for callback in self.setting("trainer", "callbacks", default=[]) or []:
+        callbacks = self.setting("trainer", "callbacks", default=[])
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             if class_name(callback) == "ProgressiveFineTune":
                 return (callback.get("init_args") or {}) if isinstance(callback, dict) else {}
         return None
@@ -136,7 +137,7 @@ def class_name(part: Any) -> str:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among paths: each is one, or holds some, as a sweep's folder does.
+    """The run folders among paths: each is one, or holds some, as a sweep's folder does, or the folder of all runs.
 
     What a sweep has set aside there, as it was cut before its first checkpoint, is none of them.
 
@@ -148,7 +149,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             raise ConfigError(f"{path} is no folder; give the folder of a run, e.g. runs/quickstart.")
         inside = [path] if _is_run(path) else sorted(
-            below for pattern in ("*", "*/*") for below in path.glob(pattern)
+            below for pattern in ("*", "*/*", "*/*/*") for below in path.glob(pattern)
             if below.is_dir() and below.suffix != SET_ASIDE and _is_run(below)
         )  # fmt: skip
         if not inside:

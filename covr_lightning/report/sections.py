@@ -98,10 +98,10 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
     """Tables 14 and 15, and each round's figures."""
     page.section(
         "Round by round",
-        "Left: how well the policy does at its first evaluation at or after each round (one at the round's own step "
-        "has learnt nothing from it yet), and the VLM when it acts alone (Tables 14, 15); hollow and dashed where only "
-        "some of the seeds have come so far. Right: the VLM's error against executed actions of kept rows that it was "
-        "not trained on; it has learnt something when the filled dot is under the black line. Dotted: how far the "
+        "First how well the policy does at its first evaluation after each round, if the next did not come "
+        "before it, and the VLM when it acts alone (Tables 14, 15); hollow and dashed where only "
+        "some of the seeds have come so far. Then the VLM's error against executed actions of kept rows that it was "
+        "not trained on; it has learnt something when the filled dot is under the solid line. Dotted: how far the "
         "policy's draws are from its middle, which no VLM can foretell.",
     )
     for group in named(page, groups):
@@ -200,7 +200,7 @@ def _figures_table(run: Run, caption: str) -> str:
         for r in run.rounds
     ]  # fmt: skip
     legend = "w > 0: rows trained on; held out: rows / episodes that they are of; s: seconds; MB: peak memory"
-    return table(head, rows, f"{caption}. {legend}" if caption else legend)
+    return table(head, rows, f"{caption}. {legend}" if caption else legend, dense=True)
 
 
 def _unparsable(r: dict[str, Any]) -> str:
@@ -249,8 +249,8 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
     """Fig. 7."""
     page.section(
         "Exploration: ε and the threshold",
-        "τ = median + σ(ε)·IQR of the returns. The more the policy still explores, the higher ε. Left over training, "
-        "right where each round was on the sigmoid, its number below; of several seeds each in its colour (Fig. 7).",
+        "τ = median + σ(ε)·IQR of the returns. The more the policy still explores, the higher ε. First over training, "
+        "then where each round was on the sigmoid, its number below; of several seeds each in its colour (Fig. 7).",
     )
     for group in named(page, groups, with_rounds=True):
         filter_ = (group.first.fine_tuning() or {}).get("filter") or {}
@@ -344,5 +344,7 @@ def _has_rounds(page: Page, group: Group) -> bool:
     else:
         given = (settings.get("schedule") or {}).get("init_args") or {}
         first = given.get("at_env_steps", [given.get("psi0_env_steps", 5000)])[0]
-        page.missing(f"No round has been run yet: the first is due at {first:,} environment steps.")
+        over = all(run.state == "finished" for run in group.runs)
+        none = "No round was run" if over else "No round has been run yet"
+        page.missing(f"{none}: the first is due at {first:,} environment steps.")
     return False

@@ -13,9 +13,12 @@ import yaml
 #: A run's configuration, as in its config.yaml.
 Configuration = dict[str, Any]
 
-#: Keys that say where a run is written or what of it is shown, and change no result.
-_NO_RESULT = ("base", "runs_dir", "name", "ckpt_path", "weights_only", "video", "profile",
-              "trainer.enable_progress_bar")  # fmt: skip
+#: Keys that say where a run is written, what of it is shown, or where its simulators are, and change no result.
+_NO_RESULT = re.compile(
+    r"base|runs_dir|name|ckpt_path|weights_only|video|profile"
+    r"|trainer\.(enable_progress_bar|log_every_n_steps|logger(\..*)?)"
+    r"|data\.env\.(host|port|tm_port|carla_root|server_arguments|graphics_adapters|timeout_seconds|reconnects)"
+)
 
 #: Keys of ProgressiveFineTune that say what a round records beside its work, and change none of it.
 _RECORDED = re.compile(r"trainer\.callbacks\.\d+\.(save_rows|samples|vlm_episodes)")
@@ -52,7 +55,7 @@ def seed_arguments(seed: int) -> list[str]:
 
 def result_settings(config: Configuration) -> dict[str, Any]:
     """The settings that can change a result, by their keys as the command line has them (without ``init_args``)."""
-    settings = {key: value for key, value in _flat(config) if key not in _NO_RESULT}
+    settings = {key: value for key, value in _flat(config) if not _NO_RESULT.fullmatch(key)}
     prior = str(settings.get("model.prior.class_path", "NoPrior")).rpartition(".")[2]
     counts = prior not in _NOT_BY_EPISODES
     return {

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from covr_lightning.envs import DMControl
 from covr_lightning.finetune.round import BINS, histogram
-from covr_lightning.finetune.samples import LONGER_SIDE, RoundSamples, reduced
+from covr_lightning.finetune.samples import SHORTER_SIDE, RoundSamples, reduced
 from covr_lightning.vlm.vlm import Proposals
 
 
@@ -74,11 +74,11 @@ def test_nothing_is_written_where_nothing_was_asked(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_frames_are_reduced_to_the_longer_side_by_area() -> None:
-    frames = torch.zeros(1, 3, 2, 2 * LONGER_SIDE, dtype=torch.uint8)
+def test_frames_are_reduced_to_the_shorter_side_by_area() -> None:
+    frames = torch.zeros(1, 3, 2 * SHORTER_SIDE, 4 * SHORTER_SIDE, dtype=torch.uint8)  # two frames side by side
     frames[..., 0::2] = 100
     small = reduced(frames)
-    assert small.shape == (1, 3, 1, LONGER_SIDE)
+    assert small.shape == (1, 3, SHORTER_SIDE, 2 * SHORTER_SIDE)
     assert (small == 50).all()
     assert reduced(small) is small
 

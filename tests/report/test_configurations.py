@@ -87,7 +87,7 @@ def test_keys_that_look_different() -> None:
     assert rows == {
         "trainer.callbacks.0": ["–", "ProgressiveFineTune", "ProgressiveFineTune"],
         "trainer.callbacks.0.schedule": ["–", "NeverSchedule", "LinearSchedule"],
-        "trainer.callbacks.0.weight": ["–", "null", "UniformWeight"],
+        "trainer.callbacks.0.weight": ["–", "RALW", "UniformWeight"],
         "trainer.callbacks.0.settings.epochs": ["–", "2", "2"],
         "trainer.callbacks.0.schedule.psi0_env_steps": ["–", "–", "5000"],
         "model.augmentation": ["null", "RandomCrop", "RandomCrop"],
@@ -103,6 +103,14 @@ def test_classes_of_one_name_are_told_apart() -> None:
     assert differing([Group("a", [mine]), Group("b", [theirs])]) == {
         "model.augmentation": ["mine.RandomCrop", "theirs.RandomCrop"]
     }
+
+
+def test_a_default_that_one_names_is_no_difference() -> None:
+    named, not_named = (
+        run_of({}, fine_tuning(schedule=part("covr_lightning.finetune.LinearSchedule"), filter=filter_))
+        for filter_ in (part("covr_lightning.finetune.EDDF"), None)
+    )
+    assert differing([Group("a", [named]), Group("b", [not_named])]) == {}
 
 
 def test_what_looks_equal_is_left_out() -> None:
@@ -150,7 +158,7 @@ def test_a_setting_that_only_a_newer_version_has_is_not_folded(tmp_path: Path) -
 
 def test_titles_stand_as_their_cells_do() -> None:
     html = table(["key", "n"], [[text_cell("a"), "1"], [text_cell("b"), "2"]])
-    assert '<th class="text">key</th><th>n</th>' in html
+    assert '<th scope="col" class="text">key</th><th scope="col">n</th>' in html
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,15 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from covr_lightning.cli import main
 from covr_lightning.report import figures
+from covr_lightning.report.drawing import PAPER
 from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.overview import rounds_said
+from covr_lightning.report.page import number
 from covr_lightning.report.reading import read_run
 from covr_lightning.report.runs import find_runs
+from covr_lightning.sweep.differences import differences
 from tests.report.pages import report
 
 CARTPOLE = {
@@ -52,7 +56,7 @@ def write_run(
     if curve:
         (run / "curve.csv").write_text(curve)
     for n, env_steps in (rounds or {}).items():
-        entropy = {1: -1.0, 2: 0.5, 3: 0.51}[n] + 0.1 * seed
+        entropy = {1: -1.0, 2: 0.5, 3: 0.51}.get(n, 1 / n) + 0.1 * seed
         figures_ = {"round": n, "env_steps": env_steps, "rows": 10, "kept": 5, "entropy": entropy, "note": NOTE}
         (run / "rounds" / f"round_{n:03d}.json").write_text(json.dumps(figures_))
     for n, columns in (alone or {}).items():
@@ -143,7 +147,7 @@ def test_rounds_of_other_seeds_are_not_joined(unequal: Path) -> None:
     assert figure is not None
     lines = [container.lines[0] for container in figure.axes[0].containers]
     assert [list(line.get_xdata()) for line in lines] == [[1, 2], [3], [0], [1]]
-    assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True, False, True]
+    assert [line.get_markerfacecolor() == PAPER for line in lines] == [False, True, False, True]
 
 
 def test_a_run_that_has_only_just_begun(unequal: Path, tmp_path: Path) -> None:
@@ -201,8 +205,11 @@ def test_each_seeds_rounds_have_its_colour_and_their_numbers(unequal: Path) -> N
     assert [(text.get_text(), text.get_color()) for text in axes.texts] == [
         ("1", blue), ("2", blue), ("3", blue), ("1", orange), ("2", orange),
     ]  # fmt: skip
-    assert [text.get_position()[0] for text in axes.texts[:2]] == pytest.approx([-0.9, 0.6])
-    assert axes.texts[2].get_position()[0] > 0.7  # at 0.61, were its number not to lie on round 2's
+    first, second, third = (text.get_position()[0] for text in axes.texts[:3])
+    assert first == pytest.approx(-0.9)
+    # At 0.6 and 0.61, were they not to lie on each other: as far to either side.
+    assert second + third == pytest.approx(0.6 + 0.61)
+    assert third - second > 0.1
     assert [tick.get_text() for tick in axes.get_yticklabels()][-2:] == ["seed 1", "seed 2"]
     curve_over_training = figures.entropy(group)
     assert curve_over_training is not None
@@ -213,26 +220,36 @@ def test_each_seeds_rounds_have_its_colour_and_their_numbers(unequal: Path) -> N
 
 
 def test_places_keep_their_distance() -> None:
-    assert figures.spaced([0.0, 0.25, 2.0], 0.5) == [0.0, 0.5, 2.0]
+    assert figures.spaced([0.0, 0.25, 2.0], 0.5) == [-0.125, 0.375, 2.0]
+    # A block meets the next one: {0, 0} would reach 0.25, too near to 0.5. Offsets −1/2, 0, 1/2 around the mean 1/6.
+    assert figures.spaced([0.0, 0.0, 0.5], 0.5) == pytest.approx([1 / 6 - 0.5, 1 / 6, 1 / 6 + 0.5])
+    assert figures.spaced([], 0.5) == []
+
+
+def test_of_many_rounds_some_numbers_stand_below_the_sigmoid(tmp_path: Path) -> None:
+    write_run(tmp_path / "many", 1, curve((0, 1), (99_000, 2)), {n: 1000 * n for n in range(1, 31)})
+    figure = figures.sigmoid_of_entropy(group_of(tmp_path / "many"), 1.0)
+    assert figure is not None
+    assert sorted(int(text.get_text()) for text in figure.axes[0].texts) == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28]
 
 
 def test_driving_has_er_and_dd_over_seeds(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
-    columns = "env_steps,return,return_std,distance,distance_std\n"
+    columns = "env_steps,return,return_std,distance,distance_std,collision,collision_std\n"
     alone = {0: {"return": [1.0], "distance": [20.0]}, 1: {"return": [3.0], "distance": [30.0]}}
-    write_run(folder, 1, columns + "0,-10,1,5,1\n5000,100,2,110,3\n", {1: 5000}, alone, ROAD)
-    write_run(folder, 2, columns + "0,-30,1,7,1\n5000,140,2,150,3\n", {1: 5000}, alone, ROAD)
+    write_run(folder, 1, columns + "0,-10,1,5,1,0,0\n5000,100,2,110,3,60,4\n", {1: 4000}, alone, ROAD)
+    write_run(folder, 2, columns + "0,-30,1,7,1,0,0\n5000,140,2,150,3,80,4\n", {1: 4000}, alone, ROAD)
     page = report(folder, out=tmp_path / "out")
     # ER 100 and 140: 120 ± √(20² + 20²); DD 110 m and 150 m: 130 ± 28.3.
     for name, value in (("last ER", "120.0 ± 28.3"), ("last DD (m)", "130.0 ± 28.3")):
         assert page.text[page.text.index(name) + 1] == value
     header = page.rows.index(
         ["configuration", "seed", "steps", "first ER", "best ER", "at steps", "last ER", "last DD (m)",
-         "area under curve"]
+         "collisions (N·s)", "lane invasions", "area under curve"]
     )  # fmt: skip
-    assert page.rows[header + 1][6:8] == ["100.0 ± 2.0", "110.0 ± 3.0"]
-    assert page.rows[header + 3][1:8] == [
-        "all 2", "5,000", "−20.0", "120.0 ± 28.3", "5,000", "120.0 ± 28.3", "130.0 ± 28.3",
+    assert page.rows[header + 1][6:10] == ["100.0 ± 2.0", "110.0 ± 3.0", "60.0 ± 4.0", "–"]
+    assert page.rows[header + 3][1:10] == [
+        "all 2", "5,000", "−20.0", "120.0 ± 28.3", "5,000", "120.0 ± 28.3", "130.0 ± 28.3", "70.0 ± 14.1", "–",
     ]  # fmt: skip
     for label, value in (("ER", "120.0 ± 28.3"), ("DD (m)", "130.0 ± 28.3")):
         head = ["after round", f"policy {label}", "seeds", f"VLM alone {label}", "seeds"]
@@ -252,3 +269,63 @@ def test_tasks_have_curves_of_their_own(tmp_path: Path) -> None:
     page = report(tmp_path / "runs", out=tmp_path / "out")
     assert {"DMControl cartpole-swingup", "Road highway"} <= set(page.text)
     assert {row[6] for row in page.rows if row[:1] == ["configuration"]} == {"last return", "last ER"}
+
+
+def test_a_sweep_below_the_folder_of_all_runs_is_found(tmp_path: Path) -> None:
+    write_run(tmp_path / "plain", 1, curve((0, 1)))
+    for seed in (1, 2):
+        write_run(tmp_path / "sweep" / "rad", seed, curve((0, seed)))
+    found = [path.relative_to(tmp_path).parts[0] for path in find_runs([tmp_path])]
+    assert found == ["plain", "sweep", "sweep"]
+
+
+def test_a_page_that_no_report_wrote_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", 1, curve((0, 1)))
+    page = tmp_path / "site" / "index.html"
+    page.parent.mkdir()
+    page.write_text("<html>mine</html>")
+    assert main(["report", str(tmp_path / "run"), "--out", str(page.parent)]) == 2
+    assert f"{page} is no report's page" in capsys.readouterr().err
+    assert page.read_text() == "<html>mine</html>"
+    page.unlink()
+    report(tmp_path / "run", out=page.parent)
+    report(tmp_path / "run", out=page.parent)  # its own may be
+
+
+def test_no_number_is_minus_zero() -> None:
+    assert [number(value) for value in (-0.04, -0.06, 0.0, -1234.5)] == ["0.0", "−0.1", "0.0", "−1,234.5"]
+
+
+def test_where_a_simulator_is_makes_no_configuration(tmp_path: Path) -> None:
+    one, other = (
+        {"data": {"init_args": {"env": {"class_path": "covr_lightning.envs.Carla", "init_args": place}, "seed": 1}}}
+        for place in ({"port": 2000, "tm_port": 8000, "town": 1}, {"port": [2010], "tm_port": None, "town": 1})
+    )
+    assert differences(one, other) == []
+    other["data"]["init_args"]["env"]["init_args"]["town"] = 2
+    assert differences(one, other) == ["data.env.town is 1 there, 2 here"]
+
+
+def test_a_vlm_whose_every_answer_is_unparsable_says_so_first(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 1, curve((0, 1)), {1: 5000})
+    path = tmp_path / "run" / "seed_1" / "rounds" / "round_001.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unparsable_after": 1.0, "error_after": None}))
+    text = report(tmp_path / "run", out=tmp_path / "out").text
+    assert text[text.index("unparsable answers") + 1] == "100 %"
+
+
+def test_a_mean_over_some_of_the_answers_says_over_how_many(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 1, curve((0, 1)), {1: 5000})
+    columns = {
+        "high": np.array([True, True, True, False]), "score": np.array([3.0, 3, 3, 1]),
+        "action": np.zeros((4, 1), np.float32), "before": np.full((4, 1), 0.5, np.float32),
+        "before_valid": np.array([True, False, False, True]), "before_answered": np.ones(4, bool),
+        "frame_rows": np.array([0, 3]), "frames": np.zeros((2, 3, 4, 8), np.uint8),
+        "action_low": np.array([-1.0]), "action_high": np.array([1.0]),
+    }  # fmt: skip
+    save_file(columns, tmp_path / "run" / "seed_1" / "rounds" / "round_001_samples.safetensors")
+    page = report(tmp_path / "run", out=tmp_path / "out")
+    assert ["1", "high", "3", "0.750 (1 of 3)", "–"] in page.rows
+    assert ["1", "low", "1", "0.750", "–"] in page.rows
+    assert "Rows of D_f in round 1: the first is of high return." in page.text
+    assert (tmp_path / "out" / "index.html").read_text().count('style="--frames:2"') == 2

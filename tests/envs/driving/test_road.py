@@ -233,7 +233,7 @@ def test_pedestrians_wait_until_the_car_is_near(street: DrivingEnv) -> None:
     assert first.d == first.crossing.end_d
 
 
-def test_lane_markings_are_counted_once(highway: DrivingEnv) -> None:
+def test_each_corner_of_the_car_counts_once_over_a_marking(highway: DrivingEnv) -> None:
     highway.reset()
     sim = simulator(highway)
     sim.vehicles = []
