@@ -17,6 +17,9 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 from covr_lightning.errors import ConfigError
 from covr_lightning.processes import failing_together, leave
 
+#: Tells a process that this one starts by whom it was started.
+_STARTED_BY = "COVR_STARTED_BY"
+
 #: Seconds that a run's processes have to end by themselves once one of them has failed or was stopped.
 LONGEST_END = 60.0
 
@@ -69,18 +72,24 @@ class RunLauncher(_SubprocessScriptLauncher):
 
     Lightning kills all of them five seconds after one has ended with another status than 0, which is also the status of
     a run that was stopped and saved. Here they have :data:`LONGEST_END` to end by themselves; a process that waits for
-    one that is gone never does.
+    one that is gone never does. A process that was started so ends when the one that started it has been gone for as
+    long, even where it waits for it from before they met.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        starter = os.environ.pop(_STARTED_BY, None)
+        if starter is not None:
+            threading.Thread(target=_end_with, args=(int(starter),), name="watches-its-starter", daemon=True).start()
         self.children: list[subprocess.Popen[bytes]] = []
         self._over = threading.Event()
 
     def _call_children_scripts(self) -> None:
+        os.environ[_STARTED_BY] = str(os.getpid())
         try:
             super()._call_children_scripts()
         finally:
+            del os.environ[_STARTED_BY]
             self.children, self.procs = self.procs, []  # so that Lightning's observer has none to watch
         threading.Thread(target=self._watch, name="watches-processes", daemon=True).start()
 
@@ -119,3 +128,12 @@ class RunLauncher(_SubprocessScriptLauncher):
               file=sys.stderr, flush=True)  # fmt: skip
         self.kill(signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _end_with(starter: int) -> None:
+    """Kill this process once the one that started it is gone, and this one does not end by itself."""
+    while os.getppid() == starter:
+        time.sleep(1)
+    time.sleep(LONGEST_END)
+    print("covr: the process that started this one is gone; it ends.", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -67,7 +67,7 @@ def _waiting_for_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OtherProcessFailed(f"Another process of this run is gone ({str(error).splitlines()[0]})") from error
+        raise _gone(error) from error
 
 
 def gather(value: T) -> list[T]:
@@ -108,6 +108,25 @@ def largest(value: int) -> int:
     with _waiting_for_others():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_group())
     return int(tensor)
+
+
+@contextmanager
+def waits_of_others_end_in_one_sentence() -> Iterator[None]:
+    """For waits that are not this module's, as Lightning's barriers and PyTorch's DDP have them.
+
+    Raises:
+        OtherProcessFailed: Another process was gone in such a wait.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if count() > 1 and (isinstance(error, dist.DistError) or "/gloo/transport/" in str(error)):
+            raise _gone(error) from error
+        raise
+
+
+def _gone(error: RuntimeError) -> OtherProcessFailed:
+    return OtherProcessFailed(f"Another process of this run is gone ({str(error).splitlines()[0]})")
 
 
 class OtherProcessFailed(RunFailed):

@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
+from covr_lightning.errors import RunFailed
 from covr_lightning.saving.files import or_warn, reason, write_atomically
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,10 @@ class RunCSVLogger(CSVLogger):
         Args:
             step: Last step to keep.
         """
-        self.experiment.rewind(step)
+        try:
+            self.experiment.rewind(step)
+        except OSError as error:
+            raise RunFailed(f"{self.log_dir} could not be written ({reason(error)})") from error
 
 
 class _ContinuedFile(ExperimentWriter):
@@ -122,7 +126,19 @@ class RunTensorBoardLogger(TensorBoardLogger):
     the next moment to save with a new writer, hence a new file.
     """
 
-    _is_broken = False
+    _is_broken = _is_writing = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer; one that writes nothing where none can be opened, on a full disk, say."""
+        try:
+            return super().experiment
+        except OSError as error:
+            if self._is_writing:  # :meth:`_or_break` notes it
+                raise
+            self._note(error)
+            return DummyExperiment()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -142,16 +158,22 @@ class RunTensorBoardLogger(TensorBoardLogger):
             self._or_break(lambda: super(RunTensorBoardLogger, self).finalize(status))
 
     def _or_break(self, write: Callable[[], None]) -> None:
+        self._is_writing = True
         try:
             write()
         except (OSError, ValueError) as error:  # Lightning makes the latter of whatever the writer raises
-            self._experiment = None
-            if not self._is_broken:
-                cause = error if isinstance(error, OSError) else error.__cause__ or error
-                log.warning("TensorBoard's log in %s could not be written (%s).", self.log_dir, reason(cause))
-            self._is_broken = True
+            self._note(error)
         else:
             self._is_broken = False
+        finally:
+            self._is_writing = False
+
+    def _note(self, error: OSError | ValueError) -> None:
+        self._experiment = None
+        if not self._is_broken:
+            cause = error if isinstance(error, OSError) else error.__cause__ or error
+            log.warning("TensorBoard's log in %s could not be written (%s).", self.log_dir, reason(cause))
+        self._is_broken = True
 
     def rewind(self, step: int) -> None:
         """Hide the points after a step, by TensorBoard's own mark for a restart.
@@ -159,6 +181,10 @@ class RunTensorBoardLogger(TensorBoardLogger):
         Args:
             step: Last step to keep.
         """
-        writer = self.experiment._get_file_writer()
-        writer.add_event(Event(step=step + 1, file_version="brain.Event:2"))
-        writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+        def mark() -> None:
+            writer = self.experiment._get_file_writer()
+            writer.add_event(Event(step=step + 1, file_version="brain.Event:2"))
+            writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+        self._or_break(mark)

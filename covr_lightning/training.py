@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from covr_lightning import processes
 from covr_lightning.agent.sac import SACModule
 from covr_lightning.agent_ddp import AgentDDP, RunLauncher
 from covr_lightning.callbacks import (
@@ -41,7 +42,7 @@ from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 from covr_lightning.saving.checkpoints import CheckpointFiles
 from covr_lightning.saving.lock import only_run_in
 from covr_lightning.saving.round_files import RoundFiles, round_of
-from covr_lightning.stopping import RunStopped, is_ctrl_c
+from covr_lightning.stopping import RunStopped, is_ctrl_c, stop_signals
 from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.sweep.runs import env_steps_of
 from covr_lightning.trainer_keys import refuse_trainer_keys, trainer_errors
@@ -270,9 +271,14 @@ class CovrCLI(ParsingCLI):
         if subcommand != "fit":
             super()._run_subcommand(subcommand)
             return
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, RunLauncher):  # it waits for the others before any callback listens
+            stop_signals.install()
+            stop_signals.begin_at_once()
         with only_run_in(Path(self.trainer.default_root_dir)):
             try:
-                super()._run_subcommand(subcommand)
+                with processes.waits_of_others_end_in_one_sentence():
+                    super()._run_subcommand(subcommand)
             except (RunFailed, RunStopped) as ended:
                 ended.has_checkpoint = self._has_checkpoint()
                 raise
@@ -283,9 +289,9 @@ class CovrCLI(ParsingCLI):
                 stopped.has_checkpoint = self._has_checkpoint()
                 raise stopped from left
             finally:
-                launcher = self.trainer.strategy.launcher
                 if isinstance(launcher, RunLauncher):
                     launcher.end()
+                    stop_signals.uninstall()
 
     def _has_checkpoint(self) -> bool:
         folder = Path(self.trainer.default_root_dir)  # the data have made it that of the first process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -46,6 +47,20 @@ launcher._call_children_scripts()
 launcher.end()
 time.sleep(4)
 print("still there")
+"""
+
+#: A process that starts another one of its run, which waits for it for ever, and dies.
+DIES = """
+import os, signal, subprocess, sys
+from covr_lightning import agent_ddp
+launcher = agent_ddp.RunLauncher(None, 2, 1)
+child = "from covr_lightning import agent_ddp; agent_ddp.LONGEST_END = 0.5; agent_ddp.RunLauncher(None, 2, 1); "
+child += "import os, time; print(agent_ddp._STARTED_BY in os.environ, flush=True); time.sleep(300)"
+start = lambda self: self.procs.append(subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE))
+agent_ddp._SubprocessScriptLauncher._call_children_scripts = start
+launcher._call_children_scripts()
+print(launcher.children[0].stdout.readline().decode().strip(), launcher.children[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -98,6 +113,28 @@ def test_one_that_was_started_before_another_could_not_be_is_ended(monkeypatch: 
         launcher._call_children_scripts()
     launcher.end()
     assert launcher.children[0].wait(10) == -signal.SIGKILL
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_gone() -> None:
+    dies = subprocess.run([sys.executable, "-c", DIES], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=100)
+    assert dies.returncode == -signal.SIGKILL
+    inherited, child = dies.stdout.split()
+    assert inherited == "False"  # what it starts itself, such as workers, is not told
+    assert any(is_gone(int(child)) for _ in range(100))
+
+
+def test_a_signal_while_processes_meet_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def launch(launcher: RunLauncher, *arguments: object, **more: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(RunLauncher, "launch", launch)
+    before = signal.getsignal(signal.SIGTERM)
+    start = time.monotonic()
+    assert main([*fit_arguments(tmp_path, tmp_path), "--trainer.devices", "2"]) == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 50
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_fit_ends_its_processes_however_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

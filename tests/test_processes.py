@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from covr_lightning import processes
+from covr_lightning.processes import OtherProcessFailed
+
 WORKER = """
 import math, sys
 import torch
@@ -49,3 +54,17 @@ def test_gradients_and_losses_are_averaged(tmp_path: Path) -> None:
         assert lines[::2] == ["[-1.0, -2.0, -0.0, -0.0] [5.0, 0.0]"] * 2
         # Losses 0 and 1, gradients 1 and 3; then a loss that is infinite in the second process only.
         assert lines[1::2] == [f"{loss} [2.0, 2.0] [[2.0, 2.0]] None True" for loss in ("0.5", "inf")]
+
+
+def test_waits_of_other_code_end_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer\nand more")
+    with pytest.raises(RuntimeError, match="gloo"), processes.waits_of_others_end_in_one_sentence():
+        raise lost  # one process waits for nobody
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(OtherProcessFailed) as failed, processes.waits_of_others_end_in_one_sentence():
+        raise lost
+    assert "Another process of this run is gone ([../gloo/transport/tcp/pair.cc:534] Conn" in str(failed.value)
+    assert "\n" not in str(failed.value)
+    with pytest.raises(RuntimeError, match="shapes") as own, processes.waits_of_others_end_in_one_sentence():
+        raise RuntimeError("shapes cannot be multiplied")
+    assert not isinstance(own.value, OtherProcessFailed)

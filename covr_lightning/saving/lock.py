@@ -49,6 +49,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
             f"Another run is writing to {folder} (it holds {LOCK_FILE} there); wait for its end, or give this run "
             "another --name."
         ) from error
+    except OSError as error:
+        raise ConfigError(f"{folder / LOCK_FILE} cannot be written ({error.strerror}; YAML key runs_dir).") from error
     try:
         yield
     except BaseException:

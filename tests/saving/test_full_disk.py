@@ -107,3 +107,34 @@ def test_a_disk_that_is_full_for_the_logs(
     with path.open(newline="") as file:
         updates = [int(row["step"]) for row in csv.DictReader(file) if row["train/critic_loss"]]
     assert updates == [*range(800, 2001, 40)]  # one from the warm-up's last step on
+
+
+def test_a_disk_that_is_full_at_the_start(
+    covr: Callable[..., int], small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
+    assert covr("fit", runs=small_disk) == 3
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("covr: ")]
+    assert "could not be written (No space left on device)" in said
+    filler.unlink()
+    shutil.rmtree(small_disk / "run", ignore_errors=True)
+    assert covr("fit", None, "--data.max_env_steps", "1000", runs=small_disk) == 0
+
+
+def test_a_disk_that_is_full_when_a_run_goes_on(
+    covr: Callable[..., int], small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert covr("fit", None, "--data.max_env_steps", "1000", runs=small_disk) == 0
+    config, filler = small_disk / "run" / "config.yaml", small_disk / "filler"
+    before = config.read_bytes()
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    capsys.readouterr()
+    go_on = ["--ckpt_path", "last", "--data.max_env_steps", "1400", "--model.gamma", "0.5"]
+    assert covr("fit", None, *go_on, runs=small_disk) == 3
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("covr: ")] != []
+    assert config.read_bytes() == before
+    assert not list(config.parent.glob("config_until_*"))
+    filler.unlink()
+    assert covr("fit", None, *go_on, runs=small_disk) == 0
+    assert (config.parent / "config_until_1000.yaml").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from filelock import FileLock
 
 from covr_lightning.cli import main
 from covr_lightning.saving.files import in_place_of
+from tests.short_runs import fit
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "saving.md"
 POINT = [
@@ -72,6 +75,33 @@ def test_a_finished_run_and_one_that_goes_on_otherwise(runs: Path, capsys: pytes
     assert main(["test", *POINT[1:], "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
     assert {path.name for path in (run / "videos").iterdir()} == {*videos, "test_env400.mp4"}
     assert all((run / "videos" / name).read_bytes() == content for name, content in videos.items())
+
+
+def test_a_configuration_that_is_refused_is_not_written(
+    untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, untrained_vlm, "--data.max_env_steps", "3000") == 0
+    run = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in run.glob("config*")}
+    capsys.readouterr()
+    for wrong in (["--vlm.lora.rank", "7"], ["--trainer.callbacks.score", "covr_lightning.finetune.QScore"]):
+        assert fit(tmp_path, untrained_vlm, "--ckpt_path", "last", *wrong) == 2
+        assert "goes on with another configuration" not in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in run.glob("config*")} == before
+
+
+def test_a_folder_that_cannot_be_written(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(lock: FileLock, **settings: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    capsys.readouterr()
+    assert main([*POINT, "--ckpt_path", "last", "--data.max_env_steps", "400"]) == 2
+    said = capsys.readouterr().err
+    assert "run.lock cannot be written (Read-only file system; YAML key runs_dir)" in said
+    assert "Traceback" not in said
 
 
 def test_the_documentations_lines_read_a_run_without_this_package(runs: Path) -> None:
