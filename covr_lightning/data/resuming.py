@@ -139,7 +139,8 @@ class ResumingData(L.LightningDataModule, ABC):
         lost, number = [process.get("lost_episodes", 0) for process in state["processes"]], processes.number()
         continues = self._continues(state)
         seed = self.seed
-        if not (continues and self.collection.resumes_exactly):  # no episode and no noise is to come again
+        known = all(_is_known(episode) for one in state["processes"] for episode in one["episodes"])
+        if not (continues and known and self.collection.resumes_exactly):  # no episode and no noise is to come again
             seed = derived_seed(self.seed, self.counters.agent_steps)
         self._open_environments(seed)
         try:
@@ -173,16 +174,18 @@ class ResumingData(L.LightningDataModule, ABC):
         self._experience.take_back(manifest, mine)
         self.policy.set_noise_state(mine["exploration"])
         self._global_random_state = mine["global_random_state"]
-        continued = self.collection.restore(mine["episodes"])
+        known = all(map(_is_known, mine["episodes"]))
+        continued = self.collection.restore(mine["episodes"]) if known else [False] * self.num_envs
         self.cut_envs = [env for env, goes_on in zip(self.env_numbers, continued, strict=True) if not goes_on]
         for env in self.cut_envs:
             self._experience.cut(env)
             self.policy.end_episode(env - self.env_numbers.start)
         if self.cut_envs:
-            cannot = self.env_factory if self.collection.resumes_exactly else self.collection
-            log.warning(
-                "%s cannot continue the episodes it was stopped in: %d cut.", type(cannot).__name__, len(self.cut_envs)
-            )
+            if known:
+                who = type(self.env_factory if self.collection.resumes_exactly else self.collection).__name__
+            else:
+                who = "A checkpoint of asynchronous workers"
+            log.warning("%s cannot continue the episodes it was stopped in: %d cut.", who, len(self.cut_envs))
 
     def _take_counts(self, everyone: list[dict[str, Any]]) -> None:
         """Go on counting the VLM's answers from what all processes before have counted."""
@@ -206,3 +209,8 @@ class ResumingData(L.LightningDataModule, ABC):
                 "%d environments): the replay is dealt out anew, open episodes are cut, and the run goes on, not as it "
                 "would have.", len(manifests), processes.count(), self.num_envs,
             )  # fmt: skip
+
+
+def _is_known(episode: dict[str, Any]) -> bool:
+    """Whether a checkpoint has a running episode; workers that collect asynchronously are not asked for theirs."""
+    return "drawn_from" in episode

@@ -162,7 +162,7 @@ class Workers(Collection):
 
     def restore(self, state: list[dict[str, Any]]) -> list[bool]:
         """Start the workers with these episodes; those of another collection go on with other noise."""
-        if not self.resumes_exactly or not all("drawn_from" in one for one in state):
+        if not self.resumes_exactly:
             return [False] * len(state)
         rest = iter(state)
         for place in self._workplaces:

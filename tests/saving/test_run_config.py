@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ import yaml
 from filelock import FileLock
 
 from covr_lightning.cli import main
+from covr_lightning.data import AsyncWorkers, OneCollector, SyncWorkers
+from covr_lightning.data.collection import Collection
+from covr_lightning.envs import EnvFactory
+from covr_lightning.random_state import derived_seed
 from covr_lightning.saving.files import in_place_of
 from tests.short_runs import fit
 
@@ -75,6 +80,32 @@ def test_a_finished_run_and_one_that_goes_on_otherwise(runs: Path, capsys: pytes
     assert main(["test", *POINT[1:], "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
     assert {path.name for path in (run / "videos").iterdir()} == {*videos, "test_env400.mp4"}
     assert all((run / "videos" / name).read_bytes() == content for name, content in videos.items())
+
+
+@pytest.mark.parametrize("then", ["OneCollector", "SyncWorkers"])
+def test_a_run_of_asynchronous_workers_goes_on_with_other_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], then: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seeds: list[int] = []
+
+    def tells(kind: type[Collection]) -> Callable[..., None]:
+        open_ = kind.open
+
+        def told(collection: Collection, factory: EnvFactory, policy: Any, numbers: range, seed: int) -> None:
+            seeds.append(seed)
+            open_(collection, factory, policy, numbers, seed)
+
+        return told
+
+    for kind in (AsyncWorkers, OneCollector, SyncWorkers):
+        monkeypatch.setattr(kind, "open", tells(kind))
+    two = [*POINT, "--data.num_envs", "2"]
+    assert main([*two, "--data.collection", "AsyncWorkers", "--data.max_env_steps", "150"]) == 0
+    assert main([*two, "--ckpt_path", "last", "--data.collection", then]) == 0
+    said = capsys.readouterr().err
+    assert "A checkpoint of asynchronous workers cannot continue the episodes it was stopped in: 2 cut." in said
+    assert seeds == [0, derived_seed(0, 150)]
 
 
 def test_a_configuration_that_is_refused_is_not_written(
