@@ -13,10 +13,13 @@ from torchmetrics import Metric
 
 from covr_lightning import processes
 from covr_lightning.envs.base import PixelEnv
-from covr_lightning.errors import EnvironmentLost
+from covr_lightning.errors import EnvironmentLost, WrongResult
 
 #: Deterministic actions (B, A) of observations (B, C, H, W) uint8 and of the actions before them.
 DeterministicPolicy = Callable[..., Tensor]
+
+#: Names that an evaluation has itself.
+_TAKEN = ("return", "episodes", "env_steps")
 
 
 @dataclass
@@ -101,10 +104,25 @@ class EpisodeStatistics(Metric):
         self.add_state("values", default=[], dist_reduce_fx=None)
 
     def update(self, episode: EpisodeResult) -> None:
-        """Add one episode."""
+        """Add one episode.
+
+        Raises:
+            WrongResult: An environment of somebody's own measured something that it cannot.
+        """
+        for name, value in episode.metrics.items():
+            if name in _TAKEN or name.endswith("_std") or not isinstance(value, float | int):
+                raise WrongResult(
+                    f"The environment's episode_metrics gave {name!r}: {value!r}; a name can be any but "
+                    f"{', '.join(_TAKEN)} and what ends with _std, and a value is a number."
+                )
         measured = {"return": episode.episode_return, **episode.metrics}
         if not self.values:
             self.names = list(measured)
+        elif set(measured) != set(self.names):
+            raise WrongResult(
+                f"The environment's episode_metrics gave {', '.join(episode.metrics) or 'nothing'} after an episode "
+                f"with {', '.join(self.names[1:]) or 'nothing'}; the names must stay the same."
+            )
         self.values.append(torch.tensor([[measured[name] for name in self.names]], dtype=torch.float64))
 
     def compute(self) -> dict[str, Tensor]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -65,6 +69,22 @@ class _OpeningCLI(_LoadedCLI):
         """Random numbers are the caller's."""
 
 
+@contextmanager
+def _working_directory_on_the_path() -> Iterator[None]:
+    """The working directory by its name in ``sys.path``, where an interactive Python has "": while a config is parsed
+    the parser is in the config's folder, and somebody's own classes lie here.
+    """  # noqa: D205
+    here = os.getcwd()
+    if "" not in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
 def open_run(folder: str | Path, checkpoint: str = "best") -> OpenedRun:
     """Open a run of ``covr fit``; of the run's Trainer, nothing is built.
 
@@ -82,7 +102,7 @@ def open_run(folder: str | Path, checkpoint: str = "best") -> OpenedRun:
         there = ", ".join(sorted(other.stem for other in file.parent.glob("*.ckpt"))) or "none"
         raise ConfigError(f"The run {folder} has no checkpoint {checkpoint!r}; it has {there}.")
     prepare_imports()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _working_directory_on_the_path():
         opened = build(_OpeningCLI, ["test", "--config", str(config), "--ckpt_path", str(file)])
     return OpenedRun(opened.model.eval(), opened.datamodule.env_factory, opened.datamodule.vlm)
 

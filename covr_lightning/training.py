@@ -72,11 +72,10 @@ _OF_THE_VLM_ALONE = (
 
 
 def _said(error: Exception) -> Exception:
-    """What model or data, which Lightning's own instantiators build, have said behind the parser's error; else that."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ConfigError | ModuleNotFoundError):
-        cause = cause.__cause__
-    return cause or error
+    """What model, data or a part of theirs has said behind the parser's error, which holds the whole configuration."""
+    while not isinstance(error, ConfigError | ModuleNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 class ParsingCLI(LightningCLI):

@@ -50,7 +50,7 @@ def check_sizes(arguments: dict[str, Any]) -> None:
 
 
 def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, int], key: str) -> tuple[int, int]:
-    """The size of what an augmentation, which may be somebody's own, makes of images; tried on two black ones.
+    """The size of what an augmentation, which may be somebody's own, makes of images; tried on two of noise.
 
     Args:
         augmentation: The augmentation.
@@ -62,13 +62,20 @@ def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, i
         Height and width.
 
     Raises:
-        WrongResult: It makes something else than uint8 images of the size that its ``output_size`` tells.
+        WrongResult: It makes something else than uint8 images of the size that its ``output_size`` tells, or changes
+            the images that it is given, which are still used.
     """
-    images = torch.zeros(2, channels, *size, dtype=torch.uint8)
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, channels, *size), dtype=torch.uint8, generator=noise)
+    before = images.clone()
     height, width = augmentation.output_size(size)
     shape = (2, channels, height, width)
     with torch.random.fork_rng(devices=[]):
         made = {"": augmentation(images, torch.Generator().manual_seed(0)), ".centre": augmentation.centre(images)}
+    if not torch.equal(images, before):
+        raise WrongResult(
+            f"{type(augmentation).__name__} ({key}) changed the images that it was given; it must return others."
+        )
     for name, given in made.items():
         if isinstance(given, Tensor) and given.dtype == torch.uint8 and given.shape == shape:
             continue

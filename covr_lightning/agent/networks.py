@@ -101,10 +101,10 @@ def initialise(module: nn.Module) -> None:
 
 
 def squared_error(q: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of (q − y)² over a batch (B, 1), each row's times its weight (B,) where there are weights."""
+    """Mean of (q − y)² over a batch (B, 1), each row's times its weight (B,) or (B, 1) where there are weights."""
     if weight is None:
         return F.mse_loss(q, y)
-    return (weight[:, None] * F.mse_loss(q, y, reduction="none")).mean()
+    return (weight.reshape(-1, 1) * F.mse_loss(q, y, reduction="none")).mean()
 
 
 @contextmanager
@@ -120,4 +120,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move a target network towards its source: θ̄ ← (1 − τ) θ̄ + τ θ."""
-    torch._foreach_lerp_([*target.parameters()], [*source.parameters()], tau)
+    moved: list[Tensor] = [*target.parameters()]
+    if moved:
+        torch._foreach_lerp_(moved, [*source.parameters()], tau)

@@ -66,6 +66,9 @@ class Prior(ABC):
     uses_vlm: bool = True
     needs_measure: bool = False
     needs_vlm_return: bool = False
+    action: Action = "sample"
+    mean_over: MeanOver = "labelled"
+    q_filter: bool = False
 
     def __init__(self, action: Action = "sample", mean_over: MeanOver = "labelled", q_filter: bool = False) -> None:
         for name, value, choices in (("action", action, Action), ("mean_over", mean_over, MeanOver)):
@@ -73,8 +76,8 @@ class Prior(ABC):
                 raise ConfigError(
                     f"model.prior.{name} is {value!r}; it can be {' or '.join(map(repr, get_args(choices)))}."
                 )
-        self.action: Action = action
-        self.mean_over: MeanOver = mean_over
+        self.action = action
+        self.mean_over = mean_over
         self.q_filter = q_filter
 
     @abstractmethod

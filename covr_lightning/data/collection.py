@@ -13,6 +13,7 @@ from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.envs.base import EnvFactory, PixelEnv
 from covr_lightning.envs.batch import EnvBatch
 from covr_lightning.envs.process import EnvProcess, EnvProcesses
+from covr_lightning.errors import WrongResult
 from covr_lightning.random_state import seed_of
 
 #: Keys of a transition that go into the replay; what else a collector adds is left out.
@@ -82,10 +83,20 @@ def make_envs(
         numbers: Their numbers.
         seed: The run's seed.
         settings: Of processes of their own; None for this process.
+
+    Raises:
+        WrongResult: A factory of somebody's own made something else.
     """
     each = zip(factories, numbers, strict=True)
     if settings is None:
-        return [factory.make(seed_of(seed, number)) for factory, number in each]
+        envs = [factory.make(seed_of(seed, number)) for factory, number in each]
+        for factory, env in zip(factories, envs, strict=True):
+            if not isinstance(env, PixelEnv):
+                raise WrongResult(
+                    f"{type(factory).__name__}.make (data.env) gave a {type(env).__name__}; it must give a PixelEnv "
+                    "(covr_lightning.envs)."
+                )
+        return envs
     return [EnvProcess(factory, seed_of(seed, number), number, settings) for factory, number in each]
 
 
@@ -119,17 +130,16 @@ class OneCollector(Collection):
     def batches(self) -> Iterator[TensorDictBase]:
         """One agent step of every environment per item, (N,)."""
         assert self._envs is not None, "open comes first"
-        noise = self._policy.noise_state()
-        self._collector = Collector(
-            self._envs,
-            self._policy,
-            frames_per_batch=len(self._envs.envs),
-            total_frames=-1,
-            trust_policy=True,
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
-        )
-        self._policy.set_noise_state(noise)  # it asks the policy once, to see what it gives
+        with self._policy.only_tried():
+            self._collector = Collector(
+                self._envs,
+                self._policy,
+                frames_per_batch=len(self._envs.envs),
+                total_frames=-1,
+                trust_policy=True,
+                track_traj_ids=False,
+                auto_register_policy_transforms=False,
+            )
         return (collected.reshape(-1).select(*TRANSITION_KEYS) for collected in self._collector)
 
     def state(self) -> list[dict[str, Any]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Literal, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from covr_lightning.agent.acting import Acting
 from covr_lightning.counters import Counters
@@ -124,6 +126,20 @@ class ExplorationPolicy(TensorDictModuleBase):
         """Draw other noise from here on; no action is held."""
         self.noise.manual_seed(seed)
         self._seed, self._actor_noise, self._actor_noise_state, self._held = seed, None, None, None
+
+    @contextmanager
+    def only_tried(self) -> Iterator[None]:
+        """Whoever asks inside only wants to see what this gives, as a collector does when it starts and starts again.
+
+        Neither the noise knows of it afterwards nor what networks have beside weights, such as a BatchNorm's averages.
+        """
+        networks, noise = self._actor[0], self.noise_state()
+        buffers = [*networks.buffers()] if isinstance(networks, nn.Module) else []
+        before = [buffer.clone() for buffer in buffers]
+        yield
+        self.set_noise_state(noise)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
     def for_workers(self) -> WorkerPolicy:
         """The same for workers in processes of their own."""

@@ -34,7 +34,7 @@ class Filter(ABC):
         Raises:
             WrongResult: :meth:`keep` gave something else than it should.
         """
-        part, mask = f"{type(self).__name__}.keep", self.keep(scores, entropy)
+        part, mask = f"{type(self).__name__}.keep", self.keep(scores.clone(), entropy)
         return one_per_row(mask, len(scores), part, "filter", "bool tensor").nonzero().squeeze(-1)
 
     def threshold(self, scores: Tensor, entropy: float) -> float:

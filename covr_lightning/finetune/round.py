@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from covr_lightning import processes
-from covr_lightning.errors import RunFailed
+from covr_lightning.errors import RunFailed, WrongResult
 from covr_lightning.finetune.filters import Filter, TopFraction
 from covr_lightning.finetune.launch import SeparateLaunch
 from covr_lightning.finetune.module import FineTuneSettings
@@ -182,7 +182,12 @@ def fine_tune_round(
     filter_.reseed(seed)
     weight.reseed(seed)
     report.entropy = entropy
-    report.tau = filter_.threshold(scores, entropy)
+    report.tau = filter_.threshold(scores.clone(), entropy)
+    if not isinstance(report.tau, float | int):
+        raise WrongResult(
+            f"{type(filter_).__name__}.threshold (filter) gave {report.tau!r}; it must give a float, NaN where there "
+            "is none."
+        )
     if len(scores):
         report.action_dim = rows["action"].shape[-1]
         levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from covr_lightning.agent import SPR, Augmentation, Prior, SVEAViews
+from covr_lightning.agent.networks import soft_update
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import agent, batch
@@ -90,3 +91,35 @@ def test_a_weight_of_the_guidance_is_a_number_from_0_on(lam: Any) -> None:
     prior.lam = lam
     with pytest.raises(ConfigError, match=rf"Told\.weight \(model\.prior\) gave λ = {lam}; it must be a finite number"):
         module.training_step(batch())
+
+
+@pytest.mark.parametrize("method", ["__call__", "centre"])
+def test_an_augmentation_leaves_what_it_is_given_as_it_is(method: str) -> None:
+    class InPlace(Augmentation):
+        def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            return images
+
+    def blacken(self: InPlace, images: Tensor, *generator: Any) -> Tensor:
+        images[:, :, :4] = 0
+        return images
+
+    setattr(InPlace, method, blacken)
+    with pytest.raises(ConfigError, match=r"InPlace \(model\.augmentation\) changed the images that it was given"):
+        agent(augmentation=InPlace())
+
+
+def test_a_prior_that_does_not_call_its_bases_init_is_as_the_paper_has_it() -> None:
+    class Forgets(Prior):
+        def __init__(self, lam: float) -> None:
+            self.lam = lam
+
+        def weight(self, counters: Counters) -> float:
+            return self.lam
+
+    plain = Forgets(1.0)
+    assert (plain.action, plain.mean_over, plain.q_filter) == ("sample", "labelled", False)
+    agent(prior=plain).training_step(batch())
+
+
+def test_targets_without_parameters_need_not_move() -> None:
+    soft_update(torch.nn.Flatten(), torch.nn.Flatten(), 0.5)

@@ -15,6 +15,7 @@ def test_weighted_squares_by_hand() -> None:
     # (½ · 1² + 2 · 3²) / 2 = 9.25
     q, y = torch.tensor([[1.0], [5.0]]), torch.tensor([[2.0], [2.0]])
     assert squared_error(q, y, torch.tensor([0.5, 2.0])).item() == 9.25
+    assert squared_error(q, y, torch.tensor([[0.5], [2.0]])).item() == 9.25
     assert squared_error(q, y).item() == 5.0
 
 

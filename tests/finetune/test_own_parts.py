@@ -93,3 +93,14 @@ def test_rounds_that_come_no_later(psis: list[Any], at: int, value: str) -> None
 
     with pytest.raises(ConfigError, match=rf"Shrinking\.psi\({at}\) is {value} \(schedule of .*at least 1"):
         Shrinking().rounds(2000)
+
+
+def test_a_filter_cannot_change_the_scores() -> None:
+    class Centres(Filter):
+        def keep(self, scores: Tensor, entropy: float) -> Tensor:
+            scores -= scores.mean()
+            return scores > 0
+
+    scores = SCORES.clone()
+    assert Centres().kept(scores, 0.0).tolist() == [2, 3]
+    assert torch.equal(scores, SCORES)
