@@ -263,3 +263,12 @@ def test_the_embedded_vlm_merges_and_opens(tmp_path: Path) -> None:
         found = model(**vlm.inputs.prompt_batch(frames(2))).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert processor.tokenizer.get_vocab() == vlm.inputs.tokenizer.get_vocab()
+
+
+def test_the_same_adapter_is_the_same_file(hub_folder: Folders, tmp_path: Path) -> None:
+    vlm = loaded(hub_folder("qwen2_vl"))
+    vlm.add_adapter()
+    vlm.save_adapter(tmp_path / "adapter")
+    targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert len(targets) > 1
+    assert targets == sorted(targets)  # a set's order is each process's own, and a round done again would keep both
