@@ -16,6 +16,7 @@ from covr_lightning.random_state import check_seed
 if TYPE_CHECKING:
     from covr_lightning.agent.acting import Acting
     from covr_lightning.agent.augmentations import Augmentation
+    from covr_lightning.agent.objectives import Objective
     from covr_lightning.agent.priors import Prior
 
 #: Goes up when the networks' weights come to mean something else: 2 since features are flattened as (H′, W′, filter).
@@ -100,6 +101,34 @@ def check_keeps_size(augmentation: Augmentation, channels: int, size: tuple[int,
     """
     if augmented_size(augmentation, channels, size, key) != size:
         raise ConfigError(f"{type(augmentation).__name__} ({key}) changes the images' size; it must keep it.")
+
+
+def checked_loss(objective: Objective, given: Any) -> tuple[Tensor, dict[str, Any]]:
+    """What an objective, which may be somebody's own, gave for a batch: its loss, and what to log.
+
+    Args:
+        objective: The objective.
+        given: What its ``loss`` gave.
+
+    Raises:
+        WrongResult: It is no pair of a scalar with a gradient and numbers by their names.
+    """
+    name = type(objective).__name__
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise WrongResult(f"{name}.loss (model.objectives) gave {described(given, Tensor)}; it must give a tuple of two"
+                          ": the loss, and a dict of what to log.")  # fmt: skip
+    loss, logged = given
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        without = " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise WrongResult(f"{name}.loss (model.objectives) gave a loss that is {described(loss, Tensor)}{without}; it "
+                          "must be a scalar tensor with a gradient.")  # fmt: skip
+    if not isinstance(logged, dict):
+        raise WrongResult(f"{name}.loss (model.objectives) gave {described(logged, Tensor)} to log; it must be a dict.")
+    for key, value in logged.items():
+        if not isinstance(value, float | int) and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise WrongResult(f"{name}.loss (model.objectives) gave {described(value, Tensor)} to log as {key!r}; it "
+                              "must be a number or a scalar tensor.")  # fmt: skip
+    return loss, logged
 
 
 def check_weight(prior: Prior, lam: float) -> None:

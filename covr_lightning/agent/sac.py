@@ -30,6 +30,7 @@ from covr_lightning.agent.checks import (
     check_precision,
     check_sizes,
     check_weight,
+    checked_loss,
 )
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
@@ -268,7 +269,7 @@ class SACModule(Reporting):
             lap("actor")
 
         for objective, optimizer in zip(self.objective_list, objective_opts, strict=True):
-            loss, objective_metrics = objective.loss(batch, views, self)
+            loss, objective_metrics = checked_loss(objective, objective.loss(batch, views, self))
             self._descend(optimizer, loss, f"loss of {type(objective).__name__}")
             metrics |= objective_metrics
             lap("objectives")

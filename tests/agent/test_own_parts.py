@@ -12,6 +12,7 @@ from torch import Tensor
 
 from covr_lightning.agent import SPR, Augmentation, Prior, SVEAViews
 from covr_lightning.agent.networks import soft_update
+from covr_lightning.agent.objectives import Objective
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
 from tests.agent.small_agents import agent, batch
@@ -123,3 +124,27 @@ def test_a_prior_that_does_not_call_its_bases_init_is_as_the_paper_has_it() -> N
 
 def test_targets_without_parameters_need_not_move() -> None:
     soft_update(torch.nn.Flatten(), torch.nn.Flatten(), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("give", "told"),
+    [
+        (lambda loss: loss, "gave float32 of shape (); it must give a tuple of two"),
+        (lambda loss: (loss.detach(), {}), "gave a loss that is float32 of shape () without a gradient"),
+        (lambda loss: (loss.expand(3), {}), "gave a loss that is float32 of shape (3,); it must be a scalar"),
+        (lambda loss: (0.5, {}), "gave a loss that is a float; it must be a scalar"),
+        (lambda loss: (loss, None), "gave a NoneType to log; it must be a dict"),
+        (lambda loss: (loss, {"train/x": "far"}), "gave a str to log as 'train/x'"),
+        (lambda loss: (loss, {"train/x": loss.expand(3)}), "gave float32 of shape (3,) to log as 'train/x'"),
+    ],
+)
+def test_what_an_objective_gives(give: Any, told: str) -> None:
+    class Own(Objective):
+        def build(self, agent: Any) -> None:
+            self.layer = torch.nn.Linear(1, 1)
+
+        def loss(self, batch: Any, views: Any, agent: Any) -> Any:
+            return give(self.layer(torch.ones(1)).sum())
+
+    with pytest.raises(ConfigError, match=re.escape(f"Own.loss (model.objectives) {told}")):
+        agent(objectives=[Own()]).training_step(batch())
