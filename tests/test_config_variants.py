@@ -105,7 +105,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "learning_cpu/covr.yaml": (
         "quickstart.yaml",
         {"trainer.callbacks.0.schedule.psi0_env_steps": 5000, "trainer.callbacks.0.vlm_episodes": 5,
-         "trainer.log_every_n_steps": None, "model.prior.after_rounds": 4, "data.max_env_steps": 100000,
+         "trainer.log_every_n_steps": None, "model.prior.after_rounds": 4, "model.prior.q_filter": False,
+         "data.max_env_steps": 100000,
          "seed_everything": 0, "data.seed": 0, "model.seed": 0,
          "data.replay_capacity": 100000, "data.warmup_agent_steps": 1000, "data.eval_every_env_steps": 10000},
     ),
