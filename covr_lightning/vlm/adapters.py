@@ -189,10 +189,11 @@ def save_lora(model: Any, folder: Path) -> None:
     """
     with in_place_of(folder) as part:  # there is one where a run resumed from before this round does it again
         model.save_pretrained(part, save_embedding_layers=False)
-        path = part / SETTINGS_FILE  # PEFT writes a set's order, another one in each process
+        path = part / SETTINGS_FILE
         settings = json.loads(path.read_text())
-        settings["target_modules"] = sorted(settings["target_modules"])
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True))
+        if isinstance(settings["target_modules"], list):  # in a set's order, another one in each process
+            settings["target_modules"].sort()
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
 def load_lora(model: Any, folder: Path, lora: LoRA) -> None:

@@ -272,3 +272,11 @@ def test_the_same_adapter_is_the_same_file(hub_folder: Folders, tmp_path: Path) 
     targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
     assert len(targets) > 1
     assert targets == sorted(targets)  # a set's order is each process's own, and a round done again would keep both
+
+
+def test_a_regular_expression_of_targets_is_saved_as_it_is(hub_folder: Folders, tmp_path: Path) -> None:
+    expression = r".*language_model.*(q|v)_proj"
+    vlm = loaded(hub_folder("qwen2_vl"), targets=expression)
+    vlm.add_adapter()
+    vlm.save_adapter(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"] == expression
