@@ -273,20 +273,23 @@ def similarity(run: Run) -> Figure | None:
         for when, filled in (("before", False), ("after", True)):
             place = [n + (-0.27 if high else 0.09) + (0.18 if filled else 0) for n in rounds]
             values = [similarities(run.samples[n], high, when) for n in rounds]
-            known = [(x, v) for x, v in zip(place, values, strict=True) if len(v)]
-            parsed = [
-                2 * len(v) >= rows_of(run.samples[n], high) for n, v in zip(rounds, values, strict=True) if len(v)
-            ]
-            if not known:
+            if not any(map(len, values)):
                 continue
-            x, means = [x for x, _ in known], [float(np.mean(v)) for _, v in known]
-            for at, value in known:
+            look: dict[str, Any] = {
+                "s": 56,
+                "facecolors": color if filled else "none",
+                "edgecolors": color,
+                "linewidths": 2,
+            }
+            for n, at, value in zip(rounds, place, values, strict=True):
+                if not len(value):
+                    continue
                 axes.plot([at, at], np.quantile(value, [0.25, 0.75]), color=color, linewidth=6, alpha=0.25, zorder=1)
-            face = color if filled else "none"
-            for at, mean, most in zip(x, means, parsed, strict=True):
-                alpha = 1.0 if most else 0.3
-                axes.scatter(at, mean, s=56, facecolors=face, edgecolors=color, linewidths=2, alpha=alpha, zorder=2)
-            axes.scatter([], [], s=56, facecolors=face, edgecolors=color, linewidths=2, label=f"{kind}, {when}")
+                alpha = (
+                    1.0 if 2 * len(value) >= rows_of(run.samples[n], high) else 0.3
+                )  # few of the answers were parsed
+                axes.scatter(at, float(np.mean(value)), alpha=alpha, zorder=2, **look)
+            axes.scatter([], [], label=f"{kind}, {when}", **look)
     axes.set(xlabel="fine-tune round", ylabel="similarity")
     low, high_ = axes.get_ylim()
     axes.set_ylim(low, min(high_, 1.02))
