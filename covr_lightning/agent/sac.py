@@ -23,20 +23,13 @@ from torch.optim import Adam, Optimizer
 from covr_lightning import processes
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation, NoAugmentation
-from covr_lightning.agent.checks import (
-    augmented_size,
-    check_backend,
-    check_graphs,
-    check_precision,
-    check_sizes,
-    check_weight,
-    checked_loss,
-)
+from covr_lightning.agent.checks import check_backend, check_graphs, check_precision, check_sizes
 from covr_lightning.agent.encoders import ConvTrunk, Encoder
 from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.graphs import UpdateGraphs
 from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error, without_autocast
 from covr_lightning.agent.objectives import Objective
+from covr_lightning.agent.own_parts import augmented_size, check_weight, checked_loss
 from covr_lightning.agent.priors import NoPrior, Prior
 from covr_lightning.agent.reporting import Reporting
 from covr_lightning.agent.views import OneView, Views

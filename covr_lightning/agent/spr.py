@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from covr_lightning import processes
 from covr_lightning.agent.augmentations import Augmentation, RandomIntensity
-from covr_lightning.agent.checks import check_keeps_size
 from covr_lightning.agent.deepmdp import TransitionModel
 from covr_lightning.agent.networks import soft_update
 from covr_lightning.agent.objectives import Objective
+from covr_lightning.agent.own_parts import check_keeps_size
 from covr_lightning.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from covr_lightning.agent.augmentations import Augmentation, RandomConvolution
-from covr_lightning.agent.checks import check_keeps_size
+from covr_lightning.agent.own_parts import check_keeps_size
 from covr_lightning.errors import ConfigError, check_not_negative
 
 
