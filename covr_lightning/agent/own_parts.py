@@ -11,9 +11,12 @@ from torch import Tensor
 from covr_lightning.errors import ConfigError, WrongResult, described
 
 if TYPE_CHECKING:
+    from covr_lightning.agent.actors import GaussianActor
     from covr_lightning.agent.augmentations import Augmentation
+    from covr_lightning.agent.encoders import Encoder
     from covr_lightning.agent.objectives import Objective
     from covr_lightning.agent.priors import Prior
+    from covr_lightning.agent.sac import SACModule
 
 
 def augmented_size(augmentation: Augmentation, channels: int, size: tuple[int, int], key: str) -> tuple[int, int]:
@@ -111,3 +114,98 @@ def check_weight(prior: Prior, lam: float) -> None:
         raise WrongResult(
             f"{type(prior).__name__}.weight (model.prior) gave λ = {lam!r}; it must be a finite number from 0 on."
         )
+
+
+def feature_count(encoder: Encoder) -> int:
+    """How many features an encoder, which may be somebody's own, says that it has.
+
+    Args:
+        encoder: One that is built.
+
+    Raises:
+        WrongResult: It says none.
+    """
+    features = getattr(encoder, "features", None)
+    if not isinstance(features, int) or features < 1:
+        raise WrongResult(f"{type(encoder).__name__}.build (model.encoder) left features = {features!r}; it must be "
+                          "how many an image has, a whole number from 1 on.")  # fmt: skip
+    return features
+
+
+@torch.no_grad()
+def try_parts(agent: SACModule) -> None:
+    """Try views, encoder and actor head on two images of noise, where the agent's weights are.
+
+    Random numbers and what networks have beside weights, such as a BatchNorm's averages, are afterwards as before.
+
+    Args:
+        agent: The agent.
+
+    Raises:
+        WrongResult: One of them gives something of another type or shape than it should.
+    """
+    spec, device = agent.spec, agent.device
+    noise = torch.Generator().manual_seed(0)
+    frame = (2, spec.channels, spec.frame_height, spec.frame_width)
+    images = [torch.randint(256, frame, dtype=torch.uint8, generator=noise).to(device) for _ in range(2)]
+    before = [buffer.clone() for buffer in agent.buffers()]
+    # Compiled networks are compiled for the update's batches.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
+        generator = torch.Generator(device).manual_seed(0)
+        h = _tried_encoder(agent.trunk, _tried_views(agent, images[0], images[1], generator))
+        _try_actor(agent.actor, agent.actor_projection(h), spec.action_dim, generator)
+    for buffer, value in zip(agent.buffers(), before, strict=True):
+        buffer.copy_(value)
+
+
+def _tried_views(agent: SACModule, o: Tensor, o_next: Tensor, generator: torch.Generator) -> Tensor:
+    """The actor's view of images (2, C, H, W), if all views are what they must be."""
+    name, shape = f"{type(agent.views).__name__} (model.views)", agent.augmentation.centre(o).shape
+    given = agent.views(o, o_next, agent.augmentation, generator)
+    if not all(hasattr(given, one) for one in ("critic", "critic_weights", "target", "actor")):
+        raise WrongResult(f"{name} made {described(given, Tensor)}; it must make BatchViews.")
+    for of in ("critic", "target"):
+        views = getattr(given, of)
+        if not isinstance(views, tuple | list) or not views:
+            made = views if views == () else described(views, Tensor)
+            raise WrongResult(f"{name} made {made} as views for {of}; it must make a tuple of at least one.")
+    for of, view in [*(("critic", v) for v in given.critic), *(("target", v) for v in given.target),
+                     ("actor", given.actor)]:  # fmt: skip
+        if not isinstance(view, Tensor) or view.dtype != torch.uint8 or view.shape != shape:
+            raise WrongResult(f"{name} made {described(view, Tensor)} as a view for {of}, of images {tuple(o.shape)}; "
+                              f"it must make uint8 of shape {tuple(shape)}.")  # fmt: skip
+    weights = given.critic_weights
+    if len(weights) != len(given.critic) or not all(0 <= weight < math.inf for weight in weights):
+        raise WrongResult(f"{name} gave critic_weights = {weights!r} for {len(given.critic)} views; each must have "
+                          "one, a number from 0 on.")  # fmt: skip
+    return given.actor
+
+
+def _tried_encoder(encoder: Encoder, images: Tensor) -> Tensor:
+    """Features of images (2, C, H, W), if they are what they must be."""
+    h = encoder(images)
+    _check_shape(h, (2, encoder.features), f"{type(encoder).__name__} (model.encoder)", "features")
+    return h
+
+
+def _try_actor(actor: GaussianActor, z: Tensor, action_dim: int, generator: torch.Generator) -> None:
+    """Try an actor head on latents (2, D)."""
+    name = type(actor).__name__
+    before = torch.zeros(2, action_dim, device=z.device) if actor.needs_previous_action else None
+    for method, given, shapes in (
+        ("forward", actor(z, before), {"mean": action_dim, "log σ": action_dim}),
+        ("sample", actor.sample(z, generator, before), {"action": action_dim, "log π": 1, "tanh μ": action_dim}),
+    ):
+        whose = f"{name}.{method} (model.actor_head)"
+        if not isinstance(given, tuple) or len(given) != len(shapes):
+            raise WrongResult(f"{whose} gave {described(given, Tensor)}"
+                              f"{f' of {len(given)}' if isinstance(given, tuple) else ''}; it must give a tuple of "
+                              f"{len(shapes)}: {', '.join(shapes)}.")  # fmt: skip
+        for value, (what, size) in zip(given, shapes.items(), strict=True):
+            _check_shape(value, (2, size), whose, what)
+
+
+def _check_shape(given: Any, shape: tuple[int, int], whose: str, what: str) -> None:
+    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != shape:
+        raise WrongResult(f"{whose} gave {described(given, Tensor)} as {what} of two images; it must give "
+                          f"floating-point numbers of shape {shape}.")  # fmt: skip

@@ -29,7 +29,7 @@ from covr_lightning.agent.finite import FiniteGuard, OnNonFinite
 from covr_lightning.agent.graphs import UpdateGraphs
 from covr_lightning.agent.networks import Projection, TwinQ, frozen, soft_update, squared_error, without_autocast
 from covr_lightning.agent.objectives import Objective
-from covr_lightning.agent.own_parts import augmented_size, check_weight, checked_loss
+from covr_lightning.agent.own_parts import augmented_size, check_weight, checked_loss, feature_count, try_parts
 from covr_lightning.agent.priors import NoPrior, Prior
 from covr_lightning.agent.reporting import Reporting
 from covr_lightning.agent.views import OneView, Views
@@ -151,9 +151,10 @@ class SACModule(Reporting):
         self.views.check(spec.channels, size)
         self.trunk = encoder or ConvTrunk()
         self.trunk.build(spec.channels, size, filters, strides)
-        self.critic_projection = Projection(self.trunk.features, latent, tanh)
+        features = feature_count(self.trunk)
+        self.critic_projection = Projection(features, latent, tanh)
         self.critic = TwinQ(latent, spec.action_dim, hidden)
-        self.actor_projection = Projection(self.trunk.features, latent, tanh)
+        self.actor_projection = Projection(features, latent, tanh)
         self.actor = actor_head or GaussianActor()
         self.actor.build(latent, spec.action_dim, hidden)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha_init)))
@@ -349,3 +350,8 @@ class SACModule(Reporting):
             check_graphs(self.cuda_graphs, self.trainer)
             self._graphs = None
             self.compile_networks()
+
+    def on_fit_start(self) -> None:
+        """Try the parts, which may be somebody's own, where they are to compute."""
+        super().on_fit_start()
+        try_parts(self)
