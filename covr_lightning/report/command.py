@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.report import configurations, guidance, learning, overview, pictures, sections
+from covr_lightning.report import beside_paper, configurations, guidance, learning, overview, pictures, sections
 from covr_lightning.report.drawing import style
 from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.page import MARK, Page
@@ -21,7 +21,7 @@ from covr_lightning.saving.files import write_atomically
 #: The page's parts, in order; those of :data:`OF_ROUNDS` are left out where no run has a round.
 PARTS = (
     overview.overview, learning.learning, sections.rounds, guidance.guidance, sections.buffer, sections.entropy,
-    pictures.similarity, pictures.strips, sections.published, configurations.differences, sections.times,
+    pictures.similarity, pictures.strips, beside_paper.beside_paper, configurations.differences, sections.times,
     pictures.videos,
 )  # fmt: skip
 OF_ROUNDS = (sections.buffer, sections.entropy, pictures.similarity, pictures.strips)

@@ -68,5 +68,10 @@ def per_round(run: Run, metric: str) -> dict[str, PublishedResult]:
     return {row.method: row for row in published_results((14, 15)) if row.metric == metric}
 
 
+def as_printed(result: PublishedResult | None) -> str:
+    """A result as the paper prints it, with a minus for a hyphen; a dash for none."""
+    return "–" if result is None else str(result).replace("-", "−")
+
+
 def _of(table: int, setting: str, metric: str) -> list[PublishedResult]:
     return [row for row in published_results(table) if row.setting == setting and row.metric == metric]

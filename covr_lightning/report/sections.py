@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
-from covr_lightning.published.results import PublishedResult
 from covr_lightning.report import figures
 from covr_lightning.report.groups import Group, Measured
-from covr_lightning.report.page import Page, bar, number, percent, plus_minus, table, text_cell
-from covr_lightning.report.published import comparison, per_round
+from covr_lightning.report.page import Page, bar, number, percent, plus_minus, table
+from covr_lightning.report.published import as_printed, per_round
 from covr_lightning.report.runs import Run, class_name, figure_of
 
 #: What settings are called on the command line.
@@ -18,80 +17,6 @@ CALLBACK = "--trainer.callbacks"
 PLAY_ALONE = f"{CALLBACK}.vlm_episodes 10"
 
 _NO_PROFILE = "the run's folder has no <code>profile.json</code>, which a run writes from its first evaluation on"
-
-
-class _Entry(NamedTuple):
-    """A row beside the paper's."""
-
-    name: str
-    mean: float
-    value: str
-    distance: str
-    ours: bool = False
-
-
-def _measured_entry(group: Group) -> list[_Entry]:
-    """A group's row beside the paper's, of the last evaluation that its seeds have; none without one."""
-    distances = dict(group.points("distance"))
-    return [
-        _Entry(
-            f"{group.name}, {group.who(one)}, {at:,} steps", one.mean, plus_minus(*one[:2], 0),
-            plus_minus(*distances[at][:2], 0) if at in distances else "–", True,
-        )
-        for at, one in group.points()[-1:]
-    ]  # fmt: skip
-
-
-def published(page: Page, groups: Sequence[Group]) -> None:
-    """The paper's numbers beside the measured ones, per task."""
-    page.section("Beside the paper")
-    by_setting: dict[tuple[str, str], list[Group]] = {}
-    for group in groups:
-        found = comparison(group.runs[0])
-        by_setting.setdefault((found.setting, found.caution) if found else ("", ""), []).append(group)
-    for (setting, _), members in by_setting.items():
-        found = comparison(members[0].runs[0])
-        names = ", ".join(group.name for group in members)
-        if found is None:
-            page.missing(f"The paper has no results on the task of {escape(names)}.")
-            continue
-        entries = [
-            _Entry(row.method, row.mean, _as_printed(row), _as_printed(found.distances.get(row.method)))
-            for row in found.results
-        ]
-        entries += [one for group in members for one in _measured_entry(group)]
-        entries.sort(key=lambda entry: -entry.mean)
-        most = max(entry.mean for entry in entries)
-        drives = bool(found.distances)
-        rows = [
-            [
-                text_cell(entry.name), entry.value,
-                *([entry.distance] if drives else []), bar(entry.mean / most if most > 0 else 0.0),
-            ]
-            for entry in entries
-        ]  # fmt: skip
-        head = ["method", "ER", "DD (m)", "ER"] if drives else ["method", "return", ""]
-        caption = (
-            f"{setting}, as the paper prints it; coloured what is measured here: the last evaluation that all seeds "
-            "have, ± over them (of one seed over its episodes)."
-        )
-        if found.caution:
-            page.missing(escape(found.caution))
-        page.add(table(head, rows, caption, [i for i, entry in enumerate(entries) if entry.ours]))
-        sizes = " or ".join(dict.fromkeys(_sizes(group.runs[0]) for group in members))
-        page.add(
-            '<p class="small">The paper\'s numbers are of its own sizes, lengths and VLM (three seeds); those measured '
-            f"here of {escape(sizes)}.</p>"
-        )
-
-
-def _sizes(run: Run) -> str:
-    size = run.setting("model", "augmentation", "size", default=None) or run.setting(
-        "data", "env", "size", default=None
-    )
-    parts = [f"{size}×{size} pixels"] if size else []
-    parts.append(f"batch {run.setting('data', 'batch_size', default='–')}")
-    return ", ".join([*parts, f"hidden {run.setting('model', 'hidden', default='–')}"])
 
 
 def rounds(page: Page, groups: Sequence[Group]) -> None:
@@ -170,18 +95,13 @@ def _performance_table(group: Group, name: str, label: str) -> str:
     for n in [0, *(n for n in group.round_numbers if n)]:
         row = [str(n), *cells(group.policy_after(n, name) if n else None, group.vlm_after(n, name))]
         printed = [paper.get(f"{who} after round {n}") for who in ("policy", "VLM")] if paper else []
-        rows.append([*row, *(_as_printed(one) for one in printed)])
+        rows.append([*row, *(as_printed(one) for one in printed)])
     for at, last in group.points(name)[-1:]:
         end = [f"last evaluation, {at:,} steps", *cells(last, None)]
-        rows.append([*end, f"{_as_printed(paper['policy at the end'])} (end)", "–"] if paper else end)
+        rows.append([*end, f"{as_printed(paper['policy at the end'])} (end)", "–"] if paper else end)
     spread = "over the seeds behind a number, where there are two or more" if several else "over episodes"
     source = " (paper: #HW on CARLA)" if paper else ""
     return table(head, rows, f"{label}, ± standard deviation {spread}{source}")
-
-
-def _as_printed(result: PublishedResult | None) -> str:
-    """A result as the paper prints it, with a minus for a hyphen; a dash for none."""
-    return "–" if result is None else str(result).replace("-", "−")
 
 
 def _figures_table(run: Run, caption: str) -> str:
