@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from covr_lightning.published.results import PublishedResult, published_results
@@ -12,6 +13,18 @@ _DRIVING = {
     "highway": (1, "CARLA HW"), "ghost_pedestrian": (2, "CARLA GP"), "highway_a": (18, "CARLA HW scenario A"),
     "highway_b": (18, "CARLA HW scenario B"),
 }  # fmt: skip
+
+#: The configurations of the package's sweeps on CARLA's #HW, by the names of their YAMLs, and the rows of the paper's
+#: tables that they are. M1 to M11 in Table 5.
+_SWEPT = {
+    **{f"m{n}": (5, f"M{n}") for n in range(1, 12)},
+    **{f"lambda_{n}": (12, f"lambda={n}") for n in (1, 2, 3)},
+    **{f"psi0_{n}": (13, f"psi0={n}") for n in (2500, 5000, 7500, 10000)},
+    "qwen2_vl_2b": (16, "Qwen2-VL-2B"), "qwen2_5_vl_3b": (16, "Qwen2.5-VL-3B"), "llava_1_5_7b": (16, "LLava-1.5-7B"),
+}  # fmt: skip
+
+#: What is swept in these tables, and their title.
+SWEEP_TABLES = {5: "Ablations", 12: "λ", 13: "ψ₀", 16: "VLMs"}
 
 
 @dataclass
@@ -66,6 +79,23 @@ def per_round(run: Run, metric: str) -> dict[str, PublishedResult]:
     if found is None or found.setting != "CARLA HW":
         return {}
     return {row.method: row for row in published_results((14, 15)) if row.metric == metric}
+
+
+def swept(names: Sequence[str]) -> dict[int, dict[str, str]]:
+    """Tables of the paper (5, 12, 13, 16) that configurations are rows of: table → its row → the configuration's name.
+
+    Args:
+        names: The configurations' names, as a sweep of the package's folders gives them. ``covr`` is Table 5's last row
+            beside any other of its rows.
+    """
+    found: dict[int, dict[str, str]] = {}
+    for name in names:
+        if name in _SWEPT:
+            number, row = _SWEPT[name]
+            found.setdefault(number, {})[row] = name
+    if 5 in found and "covr" in names:
+        found[5]["COVR"] = "covr"
+    return dict(sorted(found.items()))
 
 
 def as_printed(result: PublishedResult | None) -> str:

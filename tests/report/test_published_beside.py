@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from covr_lightning.report.published import comparison, per_round
+from covr_lightning.published.results import published_results
+from covr_lightning.report.published import SWEEP_TABLES, comparison, per_round, swept
 from covr_lightning.report.runs import Run
+from tests.report.pages import report
+from tests.report.test_seeds import write_run
 
 
 def run_in(kind: str, **settings: str) -> Run:
@@ -47,3 +50,32 @@ def test_rounds_are_published_for_the_highway_only() -> None:
     er = per_round(run_in("Carla", scenario="highway"), "ER")
     assert (str(er["VLM after round 5"]), str(er["policy after round 5"])) == ("97 ± 22", "206 ± 79")
     assert per_round(run_in("Carla", scenario="ghost_pedestrian"), "ER") == {}
+
+
+def test_every_configuration_of_a_sweep_is_a_row_of_its_table() -> None:
+    configs = Path(__file__).parents[2] / "configs"
+    for number, folder in {5: "ablations", 12: "sweep_lambda", 13: "sweep_psi0", 16: "sweep_vlm"}.items():
+        names = [file.stem for file in (configs / folder).glob("*.yaml")]
+        found = swept(names)
+        assert list(found) == [number]
+        assert sorted(found[number].values()) == sorted(names)
+        assert set(found[number]) == {row.method for row in published_results(number)}
+    assert sorted(SWEEP_TABLES) == [5, 12, 13, 16]
+    assert swept(["covr", "mine"]) == {}  # COVR alone is no ablation
+
+
+def test_a_sweeps_rows_stand_beside_the_papers(tmp_path: Path) -> None:
+    carla = {"class_path": "covr_lightning.envs.Carla", "init_args": {"scenario": "highway"}}
+    line = "env_steps,return,return_std,distance,distance_std\n5000,{},1,{},1\n"
+    for name, seed, er, dd in (("m5", 1, 200, 210), ("m5", 2, 220, 230), ("covr", 1, 250, 260)):
+        # As names tell configurations apart here, so must a setting.
+        env = {**carla, "init_args": {"scenario": "highway", "size": len(name)}}
+        write_run(tmp_path / name, seed, line.format(er, dd), env=env)
+    page = report(tmp_path, out=tmp_path / "page")
+    head = ["", "paper: ER", "paper: DD (m)", "ER", "DD (m)", "of"]
+    begin = page.rows.index(head)
+    table = {row[0]: row[1:] for row in page.rows[begin + 1 : begin + 13]}
+    assert table["M5"] == ["210 ± 99", "221 ± 102", "210 ± 14", "220 ± 14", "2 seeds, 5,000 steps"]
+    assert table["COVR"] == ["248 ± 81", "259 ± 85", "250 ± 1", "260 ± 1", "seed 1, 5,000 steps"]
+    assert table["M1"] == ["144 ± 74", "155 ± 77", "–", "–", "–"]
+    assert "Table 5: Ablations, on CARLA's #HW" in page.text
