@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +23,18 @@ from covr_lightning.saving.files import or_warn, reason, write_atomically
 
 log = logging.getLogger(__name__)
 
+#: How long what a run has logged may be missing in its CSV, until something is logged again.
+WRITE_EVERY_S = 30.0
+
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's CSVLogger, which continues the file that is there instead of deleting it."""
+    """Lightning's CSVLogger, which continues the file that is there instead of deleting it.
+
+    Lightning's writes at steps that a number divides, which environment steps may never be; this one writes after
+    :data:`WRITE_EVERY_S` seconds, too, so that one sees how a run under way is doing.
+    """
+
+    _written_at: float | None = None
 
     @property
     @rank_zero_experiment
@@ -38,8 +48,14 @@ class RunCSVLogger(CSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
         """Log; what cannot be written now is the next time, and a run goes on meanwhile."""
+        now = time.monotonic()
         with or_warn(Path(self.log_dir)):
             super().log_metrics(metrics, step)
+            if self._written_at is None:
+                self._written_at = now
+            elif now - self._written_at >= WRITE_EVERY_S:
+                self._written_at = now
+                self.save()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

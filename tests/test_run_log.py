@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from covr_lightning import run_log
 from covr_lightning.run_log import RunCSVLogger, RunTensorBoardLogger
 
 
@@ -51,6 +52,19 @@ def test_tensorboard_shows_one_run_without_what_was_taken_back(tmp_path: Path) -
 def read(folder: Path) -> list[dict[str, str]]:
     with (folder / "logs" / "v" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_run_under_way_is_seen_within_half_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+    logger = RunCSVLogger(tmp_path, name="logs", version="v")
+    seen = []
+    for seconds in (0, 29, 1, 29, 1):
+        now[0] += seconds
+        logger.log_metrics({"x": now[0]}, step=4 * int(now[0]))  # never 99, 199, …, at which Lightning writes
+        file = tmp_path / "logs" / "v" / "metrics.csv"
+        seen.append(len(read(tmp_path)) if file.is_file() else 0)
+    assert seen == [0, 0, 3, 3, 5]
 
 
 @pytest.mark.parametrize("torn", ["3.5", "3.5,", "3.5,2.5,3\r\n", "3.5,2.5,,3\r\n"])
