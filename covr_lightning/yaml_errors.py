@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pydoc
 import re
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ _MISSING = re.compile(r"the following arguments are required: (.+)")
 _VALUE = re.compile(r"Expected an? (.+)\. Got value: (.*)")
 _TYPE = re.compile(r"Expected an? (<class '.+'>|typing\..+|tuple with .+)")
 _NO_CLASS = re.compile(r"module '.*' has no attribute .*|No module named .*")
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _NO_CLASS_PATH = re.compile(r"Expected a dot import path string: (.*)")
 _OTHER_CLASS = re.compile(r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)")
 _NO_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: .*)?")
@@ -143,7 +145,9 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
         elif found := _NO_SUBCLASS.fullmatch(line):
             return f"{key} needs the class_path of a kind of {found[1]}; this package has {_list(found[1])}."
         elif keys and not _BETWEEN.fullmatch(line):
-            return f"{key}: {line}."
+            given = _CLASS_PATH.sub(r"\1", _branches(lines[number:])[1])
+            failed = _import_error(given)
+            return f"{key} is {_quoted(given)}, but {failed}." if failed else f"{key}: {line}."
     return message.strip()
 
 
@@ -207,6 +211,8 @@ def _abstract(key: str, given: str) -> str:
 
 def _import_error(path: str) -> str:
     """Why a class's module cannot be imported; nothing if it can, or is not there."""
+    if not _PATH.fullmatch(path):
+        return ""
     module = path.rpartition(".")[0]
     try:
         importlib.import_module(module)
@@ -214,9 +220,17 @@ def _import_error(path: str) -> str:
         if f"{module}.".startswith(f"{error.name}."):  # the module itself, or a package that it should be in
             return ""
         return f"the import of {module} failed: {error}"
-    except ValueError:  # no path at all
-        return ""
+    except Exception as error:  # whatever somebody's own module does when it is run
+        return f"the import of {module} failed: {error}{_place(error)}"
     return ""
+
+
+def _place(error: Exception) -> str:
+    """Where an error was raised; nothing for wrong syntax, whose text tells it."""
+    if isinstance(error, SyntaxError):
+        return ""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _branches(lines: Iterable[str]) -> tuple[list[str], str]:

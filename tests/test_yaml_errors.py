@@ -244,9 +244,13 @@ class Says(CSVLogger):
 
 @pytest.fixture
 def _mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules of somebody's own: one with classes, one that imports what is not there."""
+    """Modules of somebody's own: one with classes, one that imports what is not there, and some with other faults."""
     (tmp_path / "mine_of_a_test.py").write_text(MINE)
     (tmp_path / "broken_of_a_test.py").write_text("import not_there_of_a_test")
+    (tmp_path / "faulty_of_a_test.py").write_text("class Any:\n    number = undefined\n")
+    (tmp_path / "over_it_of_a_test.py").write_text("import faulty_of_a_test")
+    (tmp_path / "unread_of_a_test.py").write_text("def f(:\n")
+    (tmp_path / "odd_of_a_test.py").write_text("int('x')")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -261,6 +265,25 @@ def _mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "broken_of_a_test.Any",
             "model.prior is 'broken_of_a_test.Any', but the import of broken_of_a_test failed: No module named",
+        ),
+        (
+            "faulty_of_a_test.Any",
+            "model.prior is 'faulty_of_a_test.Any', but the import of faulty_of_a_test failed: name 'undefined' is not "
+            "defined (faulty_of_a_test.py, line 2).",
+        ),
+        (
+            "over_it_of_a_test.Any",
+            "model.prior is 'over_it_of_a_test.Any', but the import of over_it_of_a_test failed: name 'undefined' is "
+            "not defined (faulty_of_a_test.py, line 2).",
+        ),
+        (
+            "unread_of_a_test.Any",
+            "model.prior is 'unread_of_a_test.Any', but the import of unread_of_a_test failed: invalid syntax "
+            "(unread_of_a_test.py, line 1).",
+        ),
+        (
+            "odd_of_a_test.Any",
+            "model.prior is 'odd_of_a_test.Any', but the import of odd_of_a_test failed: invalid literal for int()",
         ),
     ],
 )
