@@ -167,7 +167,7 @@ def _tried_views(agent: SACModule, o: Tensor, o_next: Tensor, generator: torch.G
     for of in ("critic", "target"):
         views = getattr(given, of)
         if not isinstance(views, tuple | list) or not views:
-            made = views if views == () else described(views, Tensor)
+            made = "none" if isinstance(views, tuple | list) else described(views, Tensor)
             raise WrongResult(f"{name} made {made} as views for {of}; it must make a tuple of at least one.")
     for of, view in [*(("critic", v) for v in given.critic), *(("target", v) for v in given.target),
                      ("actor", given.actor)]:  # fmt: skip
@@ -197,10 +197,10 @@ def _try_actor(actor: GaussianActor, z: Tensor, action_dim: int, generator: torc
         ("sample", actor.sample(z, generator, before), {"action": action_dim, "log π": 1, "tanh μ": action_dim}),
     ):
         whose = f"{name}.{method} (model.actor_head)"
-        if not isinstance(given, tuple) or len(given) != len(shapes):
-            raise WrongResult(f"{whose} gave {described(given, Tensor)}"
-                              f"{f' of {len(given)}' if isinstance(given, tuple) else ''}; it must give a tuple of "
-                              f"{len(shapes)}: {', '.join(shapes)}.")  # fmt: skip
+        if not isinstance(given, tuple | list) or len(given) != len(shapes):
+            many = f" of {len(given)}" if isinstance(given, tuple | list) else ""
+            raise WrongResult(f"{whose} gave {described(given, Tensor)}{many}; it must give a tuple of {len(shapes)}: "
+                              f"{', '.join(shapes)}.")  # fmt: skip
         for value, (what, size) in zip(given, shapes.items(), strict=True):
             _check_shape(value, (2, size), whose, what)
 

@@ -240,7 +240,7 @@ class OwnViews(OneView):
     ("make", "told"),
     [
         (lambda made: made.critic, "made a tuple; it must make BatchViews."),
-        (lambda made: replace(made, critic=()), "made () as views for critic; it must make a tuple of at least one."),
+        (lambda made: replace(made, critic=()), "made none as views for critic; it must make a tuple of at least one."),
         (lambda made: replace(made, target=made.target[0]), "made uint8 of shape (2, 9, 20, 20) as views for target"),
         (lambda made: replace(made, actor=made.actor / 255), "made float32 of shape (2, 9, 20, 20) as a view for a"),
         (lambda made: replace(made, target=(made.actor[..., :8],)), "made uint8 of shape (2, 9, 20, 8) as a view for"),
