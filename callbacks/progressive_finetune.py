@@ -119,7 +119,6 @@ class ProgressiveFineTune(L.Callback):
         self.launch = launch
         self.reports: list[RoundReport] = []
         self.buffer: EpisodeBuffer | None = None
-        self._newest: dict[int, TensorDictBase] = {}  # of each environment, where values at a cut may be asked for
         self._restored: dict[str, Any] | None = None
         self._rounds_folder: Path | None = None
         self._digest: str | None = None  # of the newest adapter that was trained
@@ -150,7 +149,8 @@ class ProgressiveFineTune(L.Callback):
                 data.vlm.load_weights()
             data.vlm.check_targets()
         self._skipped_agent_steps = 0 if self.warmup_rows else data.warmup_agent_steps
-        self.buffer = EpisodeBuffer(pl_module.gamma, self.at_time_limit, self.score.needs_stack, data.vlm.frames)
+        value_after = self._value_after if self.at_time_limit == "bootstrap" else None
+        self.buffer = EpisodeBuffer(pl_module.gamma, value_after, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
         self._agent, self._data = pl_module, data
 
@@ -172,17 +172,9 @@ class ProgressiveFineTune(L.Callback):
         if self.schedule.round_at(self._data.counters.rounds) is None:
             return  # no round will ask for it
         if transition is None:
-            before = self._newest.pop(env, None)
-            self.buffer.cut_episode(env, None if before is None else self._value_after(before))
-            return
-        if self._data.agent_steps_before < self._skipped_agent_steps:
-            return
-        value = 0.0
-        if self.at_time_limit == "bootstrap":
-            if bool(transition["next", "truncated"]):
-                value = self._value_after(transition)
-            self._newest[env] = transition.select("action", ("next", "pixels")).clone()
-        self.buffer.add(transition, value, env)
+            self.buffer.cut_episode(env)
+        elif self._data.agent_steps_before >= self._skipped_agent_steps:
+            self.buffer.add(transition, env)
 
     def _value_after(self, transition: TensorDictBase) -> float:
         """V of the state that a transition led to."""
@@ -243,9 +235,7 @@ class ProgressiveFineTune(L.Callback):
                 report.seconds_renewing = time.monotonic() - start
         self._record(trainer, data, report)
         data.counters.rounds = report.round
-        if self.schedule.round_at(report.round) is None:
-            self.buffer.cut_episodes()
-        self.buffer.clear()
+        self.buffer.clear(open_too=self.schedule.round_at(report.round) is None)
         self.reports.append(report)
         self._tell_prior(self._agent.prior, report)
         data.step_is_open = False

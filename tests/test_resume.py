@@ -219,7 +219,7 @@ def test_after_the_last_round_no_row_is_kept_for_one(untrained_vlm: Path, tmp_pa
     assert fit(tmp_path, untrained_vlm, "--trainer.callbacks.schedule", json.dumps(given)) == 0
     state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["callbacks"]["ProgressiveFineTune"]
     assert [report["rows"] for report in state["reports"]] == [25]
-    assert state["buffers"] == [{"frames": 1, "finished": [], "open": {}}]
+    assert state["buffers"] == [{"frames": 1, "finished": [], "open": {}, "newest": {}}]
 
 
 def test_several_environments_are_resumed(untrained_vlm: Path, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -70,8 +70,8 @@ class EpisodeBuffer:
 
     Args:
         gamma: Discount per agent step.
-        at_time_limit: What follows a truncated episode: ``"end"`` counts it as over, ``"bootstrap"`` adds the value
-            of its last state (given to :meth:`add`).
+        value_after: V of the state that a transition (``action``, ``("next", "pixels")``) led to, which follows the
+            rewards of a truncated episode. Without it such an episode counts as over.
         keep_stack: Keep the stacked observation of each row as well (needed by a score that asks the critics).
         frames: How many of an observation's newest frames the VLM is shown, side by side in one picture.
     """
@@ -79,15 +79,17 @@ class EpisodeBuffer:
     def __init__(
         self,
         gamma: float = 0.99,
-        at_time_limit: Literal["end", "bootstrap"] = "end",
+        value_after: Callable[[TensorDictBase], float] | None = None,
         keep_stack: bool = False,
         frames: int = 1,
     ) -> None:
         self.gamma = gamma
-        self.at_time_limit = at_time_limit
+        self.value_after = value_after
         self.keep_stack = keep_stack
         self.frames = frames
         self._open: dict[int, list[TensorDict]] = {}
+        #: Of each open episode what its value is asked with, if that may be needed: nobody knows where it will be cut.
+        self._newest: dict[int, TensorDictBase] = {}
         self._finished: list[TensorDict] = []
 
     def __len__(self) -> int:
@@ -99,14 +101,12 @@ class EpisodeBuffer:
         """Rows of episodes that are still running."""
         return sum(map(len, self._open.values()))
 
-    def add(self, transition: TensorDictBase, value: float = 0.0, env: int = 0) -> None:
+    def add(self, transition: TensorDictBase, env: int = 0) -> None:
         """Add one transition, and finish the episode if it ends it.
 
         Args:
             transition: One agent step with ``pixels`` (3·k, H, W), ``action``, and in ``next`` ``reward``,
-                ``terminated``, ``truncated``.
-            value: V of the state after the transition; used when it is truncated and `at_time_limit` is
-                ``"bootstrap"``.
+                ``terminated``, ``truncated``, with `value_after` also ``pixels``.
             env: Number of the environment that it happened in.
         """
         row = TensorDict(
@@ -119,33 +119,32 @@ class EpisodeBuffer:
         if self.keep_stack:
             row["pixels"] = transition["pixels"].clone()
         self._open.setdefault(env, []).append(row)
-        terminated = bool(transition["next", "terminated"])
-        truncated = bool(transition["next", "truncated"])
-        if terminated or truncated:
-            bootstraps = self.at_time_limit == "bootstrap" and not terminated
-            self._finish(env, value if bootstraps else 0.0)
+        if self.value_after is not None:
+            self._newest[env] = transition.select("action", ("next", "pixels")).clone()
+        if bool(transition["next", "terminated"]):
+            self._newest.pop(env, None)
+            self._finish(env, 0.0)
+        elif bool(transition["next", "truncated"]):
+            self.cut_episode(env)
 
-    def cut_episode(self, env: int = 0, value: float | None = None) -> None:
-        """End an environment's open episode where it is (a simulator was lost): it counts as truncated.
+    def cut_episode(self, env: int = 0) -> None:
+        """End an environment's open episode where it is, as at a time limit or where a simulator is lost.
+
+        With `value_after`, where a checkpoint of an earlier version has not said what the last row led to, the returns
+        of its rows are not known, and they are dropped.
 
         Args:
             env: Number of the environment.
-            value: V of the state that its last row led to. Where `at_time_limit` is ``"bootstrap"`` and none is known,
-                the returns of its rows are not, either, and the rows are dropped.
         """
+        newest = self._newest.pop(env, None)
         if env not in self._open:
             return
-        if self.at_time_limit == "end":
+        if self.value_after is None:
             self._finish(env, 0.0)
-        elif value is not None:
-            self._finish(env, value)
+        elif newest is not None:
+            self._finish(env, self.value_after(newest))
         else:
             del self._open[env]
-
-    def cut_episodes(self) -> None:
-        """End every open episode where it is."""
-        for env in list(self._open):
-            self.cut_episode(env)
 
     def _finish(self, env: int, bootstrap: float) -> None:
         episode = TensorDict.maybe_dense_stack(self._open.pop(env))
@@ -163,16 +162,19 @@ class EpisodeBuffer:
             [rows.copy().set("episode", torch.full((len(rows),), n)) for n, rows in enumerate(self._finished)]
         )
 
-    def clear(self) -> None:
-        """Drop the finished rows; open episodes stay."""
+    def clear(self, open_too: bool = False) -> None:
+        """Drop the finished rows; open episodes stay unless they are to go, too."""
         self._finished = []
+        if open_too:
+            self._open, self._newest = {}, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished and open rows as plain tensors."""
+        """Finished and open rows, and what the open ones led to, as plain tensors."""
         return {
             "frames": self.frames,
             "finished": [episode.to_dict() for episode in self._finished],
             "open": {env: TensorDict.maybe_dense_stack(rows).to_dict() for env, rows in self._open.items()},
+            "newest": {env: transition.to_dict() for env, transition in self._newest.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,6 +190,8 @@ class EpisodeBuffer:
             )
         self._finished = [self._from_dict(episode) for episode in state["finished"]]
         self._open = {env: list(self._from_dict(rows).unbind(0)) for env, rows in state["open"].items()}
+        newest = state.get("newest", {})  # not in those of before 29 November 2026
+        self._newest = {env: TensorDict(transition) for env, transition in newest.items()}
 
     def load_share(self, states: Sequence[dict[str, Any]], number: int, of: int) -> None:
         """Set this buffer's share of what several had, episode by episode; open episodes are ended where they are.
@@ -203,7 +207,8 @@ class EpisodeBuffer:
         everything = []
         for state in states:
             self.load_state_dict(state)
-            self.cut_episodes()
+            for env in list(self._open):
+                self.cut_episode(env)
             everything += self._finished
         self._finished, self._open = everything[number::of], {}
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 
 from covr_lightning.counters import Counters
 from covr_lightning.errors import ConfigError
@@ -251,6 +251,7 @@ def test_rounds_fire_once_each_and_never_at_step_0(schedule) -> None:
 def transition(reward: float, terminated: bool = False, truncated: bool = False) -> TensorDict:
     next_ = TensorDict(
         {
+            "pixels": torch.full((9, 2, 2), int(reward) + 1, dtype=torch.uint8),
             "reward": torch.tensor([reward]),
             "terminated": torch.tensor([terminated]),
             "truncated": torch.tensor([truncated]),
@@ -292,26 +293,59 @@ def test_a_row_s_picture_may_show_several_frames() -> None:
 
 
 def test_bootstrap_follows_a_time_limit_but_no_terminal() -> None:
-    buffer = EpisodeBuffer(gamma=0.5, at_time_limit="bootstrap")
-    buffer.add(transition(1.0, truncated=True), value=10.0)
-    buffer.add(transition(1.0, terminated=True), value=10.0)
-    assert buffer.rows()["g"].flatten().tolist() == [6.0, 1.0]
+    buffer = EpisodeBuffer(gamma=0.5, value_after=lambda _: 10.0)
+    buffer.add(transition(1.0, truncated=True))
+    buffer.add(transition(1.0, terminated=True))
+    buffer.add(transition(1.0, terminated=True, truncated=True))
+    assert buffer.rows()["g"].flatten().tolist() == [6.0, 1.0, 1.0]
 
 
-def test_a_cut_episode_is_truncated_where_it_was_cut() -> None:
-    for at_time_limit, value, returns in [
-        ("bootstrap", 8.0, [3.5, 5.0]),  # 1 + 0.5·(1 + 0.5·8), 1 + 0.5·8
-        ("bootstrap", None, []),
-        ("end", 8.0, [1.5, 1.0]),
-        ("end", None, [1.5, 1.0]),
-    ]:
-        buffer = EpisodeBuffer(gamma=0.5, at_time_limit=at_time_limit)  # type: ignore[arg-type]
-        for _ in range(2):
-            buffer.add(transition(1.0))
-        buffer.cut_episode(0, value)
-        buffer.cut_episode(7, value)  # an environment without an open episode
-        assert buffer.open_rows == 0
-        assert (buffer.rows()["g"].flatten().tolist() if len(buffer) else []) == returns
+def ten_times_what_is_seen(led_to: TensorDictBase) -> float:
+    """A value that tells which transition was asked about: 10 times the pixels there, plus the action."""
+    return 10.0 * int(led_to["next", "pixels"].max()) + float(led_to["action"])
+
+
+CUT = [
+    (ten_times_what_is_seen, [8.125, 14.25, 24.5]),  # 10·4 + 3 follows: 3 + 0.5·43, 2 + 0.5·24.5, 1 + 0.5·14.25
+    (None, [2.75, 3.5, 3.0]),  # 3, 2 + 0.5·3, 1 + 0.5·3.5
+]
+
+
+@pytest.mark.parametrize(("value_after", "returns"), CUT)
+@pytest.mark.parametrize("saved", ["no", "and taken back", "and shared out"])
+def test_a_cut_episode_is_truncated_where_it_was_cut(value_after, returns: list[float], saved: str) -> None:
+    buffer = EpisodeBuffer(0.5, value_after)
+    for reward in (1.0, 2.0, 3.0):
+        buffer.add(transition(reward))
+        buffer.add(transition(7.0), env=1)
+    if saved != "no":
+        before, buffer = buffer, EpisodeBuffer(0.5, value_after)
+        if saved == "and shared out":
+            buffer.load_share([before.state_dict()], 0, 2)  # the first episode is the first one's, the other another's
+        else:
+            buffer.load_state_dict(before.state_dict())
+    buffer.cut_episode(0)
+    buffer.cut_episode(7)  # an environment without an open episode
+    assert buffer.open_rows == (0 if saved == "and shared out" else 3)
+    assert buffer.rows()["g"].flatten().tolist() == returns
+
+
+def test_rows_of_a_cut_whose_returns_nobody_knows_are_dropped() -> None:
+    """With a checkpoint of before 29 November 2026, which did not say what open episodes had led to."""
+    buffer, resumed = (EpisodeBuffer(0.5, ten_times_what_is_seen) for _ in range(2))
+    buffer.add(transition(1.0))
+    state = buffer.state_dict()
+    del state["newest"]
+    resumed.load_state_dict(state)
+    resumed.cut_episode()
+    assert (len(resumed), resumed.open_rows) == (0, 0)
+
+
+def test_after_the_last_round_open_rows_go_too() -> None:
+    buffer = EpisodeBuffer(0.5, ten_times_what_is_seen)
+    buffer.add(transition(1.0))
+    buffer.clear(open_too=True)
+    assert buffer.state_dict() == {"frames": 1, "finished": [], "open": {}, "newest": {}}
 
 
 def test_an_episode_that_spans_a_round_keeps_its_rows() -> None:
