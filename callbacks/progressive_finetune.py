@@ -135,6 +135,12 @@ class ProgressiveFineTune(L.Callback):
         assert isinstance(pl_module, SACModule), "this callback serves a SACModule"
         rounds = self.schedule.rounds(data.max_env_steps)
         self._check_prior(pl_module.prior, rounds, data.max_env_steps)
+        if pl_module.prior.needs_measure and self.warmup_rows and data.warmup_actions == "vlm":
+            raise ConfigError(
+                f"{type(pl_module.prior).__name__} (model.prior) goes by the VLM's error, but with "
+                "data.warmup_actions = 'vlm' the warm-up's rows are its own answers, in which it has none; set "
+                "warmup_rows of ProgressiveFineTune to false."
+            )
         if self.schedule.round_at(0) is None:
             return
         if data.vlm is None:

@@ -16,7 +16,10 @@ class Schedule(ABC):
         """Environment steps between round c and round c + 1 (from the start for c = 0), 1 or more; None: never."""
 
     def due(self, counters: Counters) -> bool:
-        """Whether round ``counters.rounds + 1`` is due. Nothing is due at step 0."""
+        """Whether round ``counters.rounds + 1`` is due. Nothing is due at step 0.
+
+        Asked once per item of collection: of two rounds that become due in one, the second comes with the next.
+        """
         at = self.round_at(counters.rounds)
         return at is not None and counters.env_steps >= at
 

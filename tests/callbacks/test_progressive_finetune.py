@@ -75,11 +75,13 @@ class FakeVLM:
         self.calls.append(f"{folder.name} of round {round_}")
 
 
-def set_up(callback: ProgressiveFineTune, agent: SACModule | None = None) -> tuple[ProgressiveFineTune, FakeVLM, int]:
+def set_up(
+    callback: ProgressiveFineTune, agent: SACModule | None = None, warmup_actions: str = "random"
+) -> tuple[ProgressiveFineTune, FakeVLM, int]:
     vlm, agent = FakeVLM(), agent or small_agent()
     data = SimpleNamespace(
         vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[], agent_steps_before=0,
-        counters=Counters(),
+        counters=Counters(), warmup_actions=warmup_actions, warmup_agent_steps=10,
     )  # fmt: skip
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     callback.setup(SimpleNamespace(datamodule=data, strategy=strategy), agent, "fit")  # type: ignore[arg-type]
@@ -101,6 +103,13 @@ def test_without_rounds_nothing_is_loaded_and_nothing_kept() -> None:
 def test_a_skilled_prior_needs_rows_that_are_held_out() -> None:
     with pytest.raises(ConfigError, match=r"SkilledPrior \(model\.prior\).*settings\.held_out .* must be above 0"):
         set_up(ProgressiveFineTune(settings=FineTuneSettings(held_out=0)), small_agent(SkilledPrior()))
+
+
+def test_a_skilled_prior_is_not_told_how_well_the_vlm_foretells_itself() -> None:
+    with pytest.raises(ConfigError, match=r"SkilledPrior \(model\.prior\).*'vlm'.*set warmup_rows .* to false"):
+        set_up(ProgressiveFineTune(), small_agent(SkilledPrior()), "vlm")
+    set_up(ProgressiveFineTune(warmup_rows=False), small_agent(SkilledPrior()), "vlm")
+    set_up(ProgressiveFineTune(), small_agent(DelayedPrior()), "vlm")
 
 
 def test_a_skilled_prior_needs_a_round() -> None:
