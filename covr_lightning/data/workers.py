@@ -161,10 +161,14 @@ class Workers(Collection):
         return [one | {"noise": mine} for own, mine in zip(episodes, noise, strict=True) for one in own]
 
     def restore(self, state: list[dict[str, Any]]) -> list[bool]:
-        """Start the workers with these episodes; those of another collection go on with other noise."""
+        """Start the workers with these episodes; those of another collection go on with other noise.
+
+        So do workers that there were not: where there are more than before, one of them has a worker's noise and the
+        others theirs from their seeds.
+        """
         if not self.resumes_exactly:
             return [False] * len(state)
-        rest = iter(state)
+        rest = iter(_noise_once(state))
         for place in self._workplaces:
             place.episodes = [next(rest) for _ in place.numbers]
         return [goes_on for own in self._running().get_distant_attr("env.continued") for goes_on in own]
@@ -179,6 +183,18 @@ class Workers(Collection):
         collector, self._collector = self._collector, None
         if collector is not None:
             self._end(collector)
+
+
+def _noise_once(state: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What :meth:`Workers.state` gave, each worker's noise only beside the first of its environments."""
+    known: list[torch.Tensor] = []
+    once = []
+    for one in state:
+        noise = one.get("noise")
+        is_new = noise is not None and not any(torch.equal(noise["uniform"], other) for other in known)
+        known += [noise["uniform"]] if noise is not None and is_new else []
+        once.append(one if is_new else {**one, "noise": None})
+    return once
 
 
 @dataclass

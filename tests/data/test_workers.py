@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 
 from covr_lightning.agent import SACModule
 from covr_lightning.counters import Counters
 from covr_lightning.data import AsyncWorkers, ExplorationPolicy, RayWorkers, SyncWorkers
-from covr_lightning.data.workers import Workers
+from covr_lightning.data.workers import Workers, _noise_once
 from covr_lightning.envs.child import MARK
 from covr_lightning.errors import ConfigError, EnvironmentLost
 from tests.agent.small_agents import agent
@@ -255,3 +255,25 @@ def test_python_ends_and_they_with_it(closes: str, tmp_path: Path) -> None:
     )
     worker = int(done.stdout)
     assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_of_more_workers_than_before_each_has_noise_of_its_own(workers: int) -> None:
+    """Two workers had two environments each; none of those that go on draws as another one does."""
+    before, after = SyncWorkers(workers=2), SyncWorkers(workers=workers)
+    state = []
+    for collection in (before, after):
+        collection.open(Puppet(), policy_of(small_agent()), NUMBERS, 3)
+    for place in before._workplaces:
+        worker = ExplorationPolicy(small_agent(), 1, Counters(), WARMUP, envs=4, seed=place.noise_seed())
+        worker(TensorDict({"pixels": torch.zeros(2, 9, 40, 40, dtype=torch.uint8)}, [2]))
+        state += [{"env": n, "noise": worker.noise_state()} for n in place.numbers]  # as state() gives it
+    rest = iter(_noise_once(state))
+    noises = []
+    for place in after._workplaces:
+        place.episodes = [next(rest) for _ in place.numbers]
+        noises.append(place.noise())
+    kept = [noise["uniform"] for noise in noises if noise is not None]
+    expected = {1: [0], 2: [0, 2], 4: [0, 2]}[workers]  # by the first environment that had it
+    assert [state[i]["noise"]["uniform"].tolist() for i in expected] == [one.tolist() for one in kept]
+    assert len({place.noise_seed() for place in after._workplaces}) == workers
