@@ -16,7 +16,7 @@ class Counters:
         env_steps: Environment steps taken.
         agent_steps: Actions taken.
         grad_steps: Critic updates done.
-        episodes: Episodes finished.
+        episodes: Episodes finished in this process; a resumed run goes on with the first one's count.
         rounds: VLM fine-tune rounds finished (the paper's c).
     """
 

@@ -172,6 +172,15 @@ def mean(value: Tensor) -> Tensor:
     return total / count()
 
 
+def share_buffers(buffers: Iterable[Tensor]) -> None:
+    """Replace what networks have beside weights, such as a BatchNorm's averages, by the first process's."""
+    if count() == 1:
+        return
+    with _waiting_for_others():
+        for buffer in buffers:
+            dist.broadcast(buffer, src=0)
+
+
 def average_gradients(parameters: Iterable[Tensor], loss: Tensor) -> Tensor:
     """Replace each gradient by its mean over the processes, in one message.
 

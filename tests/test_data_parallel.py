@@ -8,12 +8,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from covr_lightning.agent import ConvTrunk
 from tests.short_runs import fit_arguments
 
 Held = dict[str, Any]
@@ -96,6 +98,26 @@ def test_processes_act_on_environments_of_their_own_and_hold_the_same_agent(two:
         }  # fmt: skip
         assert held["global_step"] == 131
         assert len(held["actions"]) == 75
+
+
+class Normed(ConvTrunk):
+    """With a BatchNorm before the convolutions, whose averages each process's frames move."""
+
+    def build(self, channels: int, image_size: tuple[int, int], filters: int, strides: Sequence[int]) -> None:
+        super().build(channels, image_size, filters, strides)
+        self.norm = torch.nn.BatchNorm2d(channels)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(images.float()) * 50 + 100)
+
+
+def test_what_networks_have_beside_weights_is_the_same_too(untrained_vlm: Path, tmp_path: Path) -> None:
+    none = ("--model.prior", "covr_lightning.agent.NoPrior", "--trainer.callbacks", "null")
+    more = ("--model.encoder", f"{__name__}.Normed", "--data.updates_per_agent_step", "0.3")
+    first, second = run(tmp_path, untrained_vlm, 2, *none, *more, "--data.max_env_steps", "2000")
+    assert first["weights"]["trunk.norm.num_batches_tracked"] > 20
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
 
 
 def test_an_evaluation_runs_once(two: list[Held], folder: Path) -> None:

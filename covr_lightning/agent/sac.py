@@ -179,6 +179,7 @@ class SACModule(Reporting):
             batch_idx: Not used.
         """
         if batch.is_empty():
+            processes.share_buffers(self.buffers())  # acting moves them apart, and updates do
             return
         step = self.counters.grad_steps + 1
         due = self.due(step)
@@ -193,6 +194,7 @@ class SACModule(Reporting):
         self.counters.grad_steps = step
         if self.td_error_listener is not None:
             self.td_error_listener(batch["index"], errors)
+        processes.share_buffers(self.buffers())
         self.log_update(metrics)
 
     def due(self, grad_step: int) -> Due:
