@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from covr_lightning import processes
 from covr_lightning.data.frame_storage import FrameStackStorage
 from covr_lightning.data.samplers import RunSampler
 from covr_lightning.errors import ConfigError
@@ -27,7 +29,7 @@ class EmphasizingRecentSampler(RunSampler):
 
     Args:
         eta: η at the beginning; the authors take 0.994, others 0.996.
-        c_min: Rows that are always drawn from.
+        c_min: Rows that are always drawn from; several processes share them out.
         n: N: ``"capacity"`` of the replay, as the authors have it, or ``"rows"``, as many as there are.
 
     Raises:
@@ -54,7 +56,7 @@ class EmphasizingRecentSampler(RunSampler):
         k = int(storage.column("episode_row")[storage.last_row_id % storage.max_size])
         n = storage.max_size if self.n == "capacity" else len(storage)
         c = int(n * self.annealed(self.eta) ** (1000 * k / self.episode_agent_steps))
-        return min(max(c, self.c_min), len(storage))
+        return min(max(c, math.ceil(self.c_min / processes.count())), len(storage))
 
     def sample(self, storage: FrameStackStorage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Draw rows.

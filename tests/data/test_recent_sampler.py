@@ -62,6 +62,9 @@ def test_fewer_rows_than_c_k() -> None:
     assert sampler.newest(buffer.storage) == 3  # 100 · 0.99^200 = 13.4, of 3
     buffer.extend(torch.stack([row()] * 20))
     assert sampler.newest(buffer.storage) == 10  # below c_min: 0.99^2200
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("covr_lightning.processes.count", lambda: 4)
+        assert sampler.newest(buffer.storage) == 3  # 12 of the whole run
     of_rows = EmphasizingRecentSampler(eta=0.99, c_min=1, n="rows")
     of_rows.episode_agent_steps = 220
     assert of_rows.newest(buffer.storage) == 8  # 23 · 0.99^100 = 8.42
