@@ -107,17 +107,20 @@ class ExplorationPolicy(TensorDictModuleBase):
         return self._actor_noise
 
     def noise_state(self) -> dict[str, Tensor | None]:
-        """The noise's random states, the VLM's action that is being held, and the counts of its answers (3,)."""
+        """Random states and seed of the noise, the VLM's action that is being held, and counts of its answers (3,)."""
         actor = self._actor_noise.get_state() if self._actor_noise is not None else self._actor_noise_state
         held = self._held.clone() if self._held is not None else None
         answers = torch.tensor(astuple(self.answers))
-        return {"uniform": self.noise.get_state(), "actor": actor, "held": held, "answers": answers}
+        seed = torch.tensor(self._seed)  # the actor's noise begins with it when the warm-up is over
+        return {"uniform": self.noise.get_state(), "actor": actor, "seed": seed, "held": held, "answers": answers}
 
     def set_noise_state(self, state: dict[str, Tensor | None]) -> None:
         """Set what :meth:`noise_state` gave."""
         assert state["uniform"] is not None, "noise_state always has it"
         self.noise.set_state(state["uniform"])
         self._actor_noise, self._actor_noise_state = None, state["actor"]
+        seed = state.get("seed")  # not in checkpoints of before 29 November 2026
+        self._seed = int(seed) if seed is not None else self._seed
         self._held = state["held"].clone() if state["held"] is not None else None
         answers = state.get("answers")  # not in a run that was saved before they were counted
         self.answers = Answers(*answers.tolist()) if answers is not None else Answers()

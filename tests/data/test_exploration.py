@@ -47,6 +47,17 @@ def test_the_warm_up_is_uniform_over_all_actions_and_ends_by_the_clock() -> None
     assert torch.equal(policy(seen(1, 3))["action"], torch.full((3, 2), 0.5))
 
 
+def test_noise_that_has_not_begun_is_saved_by_its_seed() -> None:
+    """As of a run that was dealt out anew in its warm-up, and stopped in it again."""
+    through, resumed = (ExplorationPolicy(Asked(), 2, Counters(), warmup_agent_steps=0, seed=3) for _ in range(2))
+    through.reseed(5)
+    resumed.set_noise_state(through.noise_state())
+    cpu = torch.device("cpu")
+    drawn = [torch.rand(4, generator=policy._noise_on(cpu)) for policy in (through, resumed)]
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0], torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
 def test_afterwards_the_agent_samples_and_is_told_its_last_action() -> None:
     agent = Asked()
     policy = ExplorationPolicy(agent, 2, Counters(), warmup_agent_steps=0, seed=3)
