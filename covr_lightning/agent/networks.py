@@ -117,6 +117,15 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Inside, a module is only tried: what it has beside weights, such as a BatchNorm's averages, is put back."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
+
+
 @torch.no_grad()
 def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move a target network towards its source: θ̄ ← (1 − τ) θ̄ + τ θ."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from covr_lightning.agent.networks import kept_buffers
 from covr_lightning.errors import ConfigError, WrongResult, described
 
 if TYPE_CHECKING:
@@ -148,14 +149,12 @@ def try_parts(agent: SACModule) -> None:
     noise = torch.Generator().manual_seed(0)
     frame = (2, spec.channels, spec.frame_height, spec.frame_width)
     images = [torch.randint(256, frame, dtype=torch.uint8, generator=noise).to(device) for _ in range(2)]
-    before = [buffer.clone() for buffer in agent.buffers()]
-    # Compiled networks are compiled for the update's batches.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
+    own_rng = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    as_written = torch.compiler.set_stance("force_eager")  # compiled networks are compiled for the update's batches
+    with own_rng, as_written, kept_buffers(agent):
         generator = torch.Generator(device).manual_seed(0)
         h = _tried_encoder(agent.trunk, _tried_views(agent, images[0], images[1], generator))
         _try_actor(agent.actor, agent.actor_projection(h), spec.action_dim, generator)
-    for buffer, value in zip(agent.buffers(), before, strict=True):
-        buffer.copy_(value)
 
 
 def _tried_views(agent: SACModule, o: Tensor, o_next: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
 from typing import Literal, Protocol
 
@@ -14,6 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from covr_lightning.agent.acting import Acting
+from covr_lightning.agent.networks import kept_buffers
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
 from covr_lightning.random_state import new_generator
@@ -137,12 +138,9 @@ class ExplorationPolicy(TensorDictModuleBase):
         Neither the noise knows of it afterwards nor what networks have beside weights, such as a BatchNorm's averages.
         """
         networks, noise = self._actor[0], self.noise_state()
-        buffers = [*networks.buffers()] if isinstance(networks, nn.Module) else []
-        before = [buffer.clone() for buffer in buffers]
-        yield
+        with kept_buffers(networks) if isinstance(networks, nn.Module) else nullcontext():
+            yield
         self.set_noise_state(noise)
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
 
     def for_workers(self) -> WorkerPolicy:
         """The same for workers in processes of their own."""
