@@ -190,7 +190,7 @@ class EpisodeBuffer:
             )
         self._finished = [self._from_dict(episode) for episode in state["finished"]]
         self._open = {env: list(self._from_dict(rows).unbind(0)) for env, rows in state["open"].items()}
-        newest = state.get("newest", {})  # not in those of before 29 November 2026
+        newest = state.get("newest", {})  # checkpoints of earlier versions have none
         self._newest = {env: TensorDict(transition) for env, transition in newest.items()}
 
     def load_share(self, states: Sequence[dict[str, Any]], number: int, of: int) -> None:

@@ -74,12 +74,13 @@ def test_nothing_is_said_of_what_was_saved_where_nothing_was(
 
 def test_a_bad_reward_can_be_left_out(untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad_reward_at(3480, monkeypatch)
-    cuts = []
-    monkeypatch.setattr(EpisodeBuffer, "cut_episode", lambda buffer, env, value: cuts.append(buffer.open_rows))
+    ends, cut = [], EpisodeBuffer.cut_episode
+    monkeypatch.setattr(EpisodeBuffer, "cut_episode", lambda *a: ends.append(a[0].open_rows) or cut(*a))
     assert fit(tmp_path, untrained_vlm, "--model.on_non_finite", "skip") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["env_steps"] == 6000
-    assert cuts == [12]  # agent steps 75 … 86 of the episode that began at environment step 3000
+    # The episode that began at environment step 3000 has agent steps 75 … 99, of which 87 is left out.
+    assert ends == [25, 25, 25, 12, 12, 25, 25]
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
     assert checkpoint["covr_skipped"] == [1]
