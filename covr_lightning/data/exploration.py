@@ -120,7 +120,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         assert state["uniform"] is not None, "noise_state always has it"
         self.noise.set_state(state["uniform"])
         self._actor_noise, self._actor_noise_state = None, state["actor"]
-        seed = state.get("seed")  # not in checkpoints of before 29 November 2026
+        seed = state.get("seed")  # checkpoints of earlier versions have none
         self._seed = int(seed) if seed is not None else self._seed
         self._held = state["held"].clone() if state["held"] is not None else None
         answers = state.get("answers")  # not in a run that was saved before they were counted
