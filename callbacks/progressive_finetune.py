@@ -154,7 +154,6 @@ class ProgressiveFineTune(L.Callback):
             if self.launch is None:
                 data.vlm.load_weights()
             data.vlm.check_targets()
-        self._skipped_agent_steps = 0 if self.warmup_rows else data.warmup_agent_steps
         value_after = self._value_after if self.at_time_limit == "bootstrap" else None
         self.buffer = EpisodeBuffer(pl_module.gamma, value_after, self.score.needs_stack, data.vlm.frames)
         data.listeners.append(self._add)
@@ -179,7 +178,7 @@ class ProgressiveFineTune(L.Callback):
             return  # no round will ask for it
         if transition is None:
             self.buffer.cut_episode(env)
-        elif self._data.agent_steps_before >= self._skipped_agent_steps:
+        elif self.warmup_rows or not transition["warmup"]:
             self.buffer.add(transition, env)
 
     def _value_after(self, transition: TensorDictBase) -> float:

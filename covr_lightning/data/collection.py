@@ -16,8 +16,8 @@ from covr_lightning.envs.process import EnvProcess, EnvProcesses
 from covr_lightning.errors import WrongResult
 from covr_lightning.random_state import seed_of
 
-#: Keys of a transition that go into the replay; what else a collector adds is left out.
-TRANSITION_KEYS: tuple[str | tuple[str, str], ...] = ("env", "pixels", "previous_action", "action")
+#: Keys of a transition; what else a collector adds is left out.
+TRANSITION_KEYS: tuple[str | tuple[str, str], ...] = ("env", "pixels", "previous_action", "action", "warmup")
 TRANSITION_KEYS += tuple(("next", key) for key in ("pixels", "reward", "done", "terminated", "truncated", "lost"))
 
 

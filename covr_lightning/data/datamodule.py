@@ -134,8 +134,6 @@ class ExperienceData(ResumingData):
         #: Environment steps, of the whole run, that were taken before this item if it is the last one until more are
         #: taken; otherwise 0. Whatever is due at some step comes after that item.
         self.env_steps_completed = 0
-        #: Agent steps of the whole run before those of this item: the policy's clock when it began to act in it.
-        self.agent_steps_before = 0
 
     @property
     def spec(self) -> EnvSpec:
@@ -318,7 +316,7 @@ class ExperienceData(ResumingData):
         """
         counters, agent_steps = self.counters, len(collected) * processes.count()
         rows, usable = self._experience.prepare(collected)
-        self.agent_steps_before = before = counters.agent_steps
+        before = counters.agent_steps
         first = self.warmup_agent_steps - 1
         counters.agent_steps += agent_steps
         counters.env_steps += agent_steps * self.spec.action_repeat

@@ -83,6 +83,8 @@ class Experience:
     def prepare(self, collected: TensorDictBase) -> tuple[TensorDictBase, list[bool]]:
         """Collected transitions (M,) as rows of D, without answers yet, and which of them can be learnt from.
 
+        Those who listen are also told ``warmup`` of each, whether the warm-up chose its action.
+
         Not those whose simulator was lost in them, nor those whose reward is not finite.
         """
         n, action_dim = len(collected), collected["action"].shape[-1]
@@ -106,7 +108,7 @@ class Experience:
         if not len(rows):
             return
         first = self.storage.last_row_id + 1
-        self.replay.extend(rows)
+        self.replay.extend(rows.exclude("warmup"))
         wants_labels = self.labels is not None and self._prior.uses_vlm and self._prior.wants_labels(self._counters)
         for row_id, transition in enumerate(rows.unbind(0), first):
             env = int(transition["env"])

@@ -71,7 +71,7 @@ class ExplorationPolicy(TensorDictModuleBase):
         times: StepTimes | None = None,
     ) -> None:
         super().__init__()
-        self.in_keys, self.out_keys = ["pixels"], ["action"]
+        self.in_keys, self.out_keys = ["pixels"], ["action", "warmup"]
         # Not a submodule: the actor belongs to the LightningModule.
         self._actor = (actor,)
         self.action_dim = action_dim
@@ -90,16 +90,20 @@ class ExplorationPolicy(TensorDictModuleBase):
         self._held: Tensor | None = None
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``action`` (N, A) for ``pixels`` (N, 3·k, H, W) and ``previous_action`` (N, A)."""
+        """Write ``action`` (N, A) for ``pixels`` (N, 3·k, H, W) and ``previous_action`` (N, A).
+
+        And ``warmup`` (N,) bool, whether it is the warm-up's.
+        """
+        warmup = self.counters.agent_steps < self.warmup_agent_steps
         with self.times("act"):
-            if self.counters.agent_steps < self.warmup_agent_steps:
+            if warmup:
                 action = self._warmup_action(tensordict["pixels"])
             else:
                 actor = self._actor[0]
                 device = getattr(actor, "device", torch.device("cpu"))
                 noise, before = self._noise_on(device), tensordict.get("previous_action", None)
                 action = actor.act(tensordict["pixels"], generator=noise, previous_action=before).cpu()
-        return tensordict.set("action", action)
+        return tensordict.set("action", action).set("warmup", torch.full(tensordict.batch_size, warmup))
 
     def _noise_on(self, device: torch.device) -> torch.Generator:
         if self._actor_noise is None or self._actor_noise.device != device:
@@ -200,7 +204,7 @@ class WorkerPolicy(ExplorationPolicy):
         self.networks = networks
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``action`` (N, A), and count."""
+        """Write ``action`` (N, A) and ``warmup`` (N,), and count."""
         super().forward(tensordict)
         self.counters.agent_steps += self.envs
         return tensordict

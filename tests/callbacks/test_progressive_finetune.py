@@ -80,7 +80,7 @@ def set_up(
 ) -> tuple[ProgressiveFineTune, FakeVLM, int]:
     vlm, agent = FakeVLM(), agent or small_agent()
     data = SimpleNamespace(
-        vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[], agent_steps_before=0,
+        vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[],
         counters=Counters(), warmup_actions=warmup_actions, warmup_agent_steps=10,
     )  # fmt: skip
     strategy = SimpleNamespace(root_device=torch.device("cpu"))

@@ -35,7 +35,9 @@ def test_the_warm_up_is_uniform_over_all_actions_and_ends_by_the_clock() -> None
     agent, counters = Asked(), Counters()
     policy = ExplorationPolicy(agent, 2, counters, warmup_agent_steps=10, seed=3)
     counters.agent_steps = 9
-    actions = policy(seen(1, 4000))["action"]
+    chosen = policy(seen(1, 4000))
+    actions = chosen["action"]
+    assert chosen["warmup"].tolist() == [True] * 4000
     assert not agent.calls
     assert actions.shape == (4000, 2)
     low, middle, high = torch.quantile(actions, torch.tensor([0.05, 0.5, 0.95]), dim=0)
@@ -44,7 +46,9 @@ def test_the_warm_up_is_uniform_over_all_actions_and_ends_by_the_clock() -> None
     torch.testing.assert_close(high, torch.full((2,), 0.9), atol=0.03, rtol=0)
     assert not torch.equal(actions, policy(seen(1, 4000))["action"])
     counters.agent_steps = 10
-    assert torch.equal(policy(seen(1, 3))["action"], torch.full((3, 2), 0.5))
+    chosen = policy(seen(1, 3))
+    assert torch.equal(chosen["action"], torch.full((3, 2), 0.5))
+    assert chosen["warmup"].tolist() == [False] * 3
 
 
 def test_noise_that_has_not_begun_is_saved_by_its_seed() -> None:

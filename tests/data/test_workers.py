@@ -119,6 +119,7 @@ def collects_and_resumes(make: Callable[[], Workers], opened: Callable) -> None:
     assert first["env"].tolist()[:8] == [4, 5, 6, 7] * 2  # two steps of each at once, in the order of time
     assert len(first) == 24
     assert first["action"][:WARMUP].unique().numel() == WARMUP  # noise of their own
+    assert first["warmup"].tolist() == [True] * WARMUP + [False] * (24 - WARMUP)
     state = collection.state()  # inside an episode
     through = take(items, policy, 2)
     assert_in_order(torch.cat([first, through]))
@@ -164,7 +165,11 @@ def loses_nothing(
     rows += more
     for _at_hand, *later in of_a_worker.values():  # one item ahead; what is begun after it has the newest weights
         assert float(torch.cat(later)["action"].min()) > 0.9
-    assert_in_order(torch.cat(rows))
+    together = torch.cat(rows)
+    assert_in_order(together)
+    for env in NUMBERS:  # by its worker's own clock
+        warmup = together["warmup"][together["env"] == env].tolist()
+        assert warmup == [True] * (WARMUP // len(NUMBERS)) + [False] * (len(warmup) - WARMUP // len(NUMBERS))
     assert collection.state() == [{"pixels": None}] * 4
     assert type(collection)(workers=2).restore([{"pixels": None}] * 4) == [False] * 4
     return items, policy
