@@ -280,10 +280,13 @@ class ProgressiveFineTune(L.Callback):
 
     def _spread(self, pl_module: SACModule, data: ExperienceData) -> Spread:
         """Estimate ε, and the policy's noise, on states drawn from D, without touching the sampler's random state."""
-        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed or 0, data.counters.env_steps))
-        index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
-        rows = data.storage.get(index)
-        everyone = processes.gather(pl_module.spread(rows["pixels"], rows.get("previous_action")))
+        own = None  # of a process that has no rows: right after D was dealt out to more processes than it has episodes
+        if len(data.storage):
+            generator = torch.Generator().manual_seed(derived_seed(self.settings.seed or 0, data.counters.env_steps))
+            index = torch.randint(0, len(data.storage), (self.entropy_states,), generator=generator)
+            rows = data.storage.get(index)
+            own = pl_module.spread(rows["pixels"], rows.get("previous_action"))
+        everyone = [one for one in processes.gather(own) if one is not None]
         return Spread(*map(fmean, zip(*everyone, strict=True)))
 
     def _trainer_kwargs(self, trainer: L.Trainer) -> dict[str, Any]:

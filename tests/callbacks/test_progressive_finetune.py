@@ -14,8 +14,11 @@ import torch
 from covr_lightning.callbacks import ProgressiveFineTune
 from tensordict import TensorDict
 
+from covr_lightning import processes
 from covr_lightning.agent import AheadPrior, DelayedPrior, NoPrior, Prior, SACModule, SkilledPrior
+from covr_lightning.agent.acting import Spread
 from covr_lightning.counters import Counters
+from covr_lightning.data import FrameStackStorage
 from covr_lightning.envs import DMControl
 from covr_lightning.errors import ConfigError
 from covr_lightning.evaluation import EpisodeResult
@@ -251,6 +254,16 @@ def test_the_warm_ups_rows_can_stay_out_of_a_round(
     reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "rounds").glob("round_0??.json"))]
     rows = {1: [25 if warmup_rows else 5, 50], 3: [0, 75 if warmup_rows else 54]}
     assert [report["rows"] for report in reports] == rows[num_envs]
+
+
+def test_the_spread_is_of_the_processes_that_have_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, asked = small_agent(), []
+    callback, _, _ = set_up(ProgressiveFineTune(), agent)
+    data = SimpleNamespace(storage=FrameStackStorage(10), counters=Counters())
+    others = [Spread(1.0, 0.25), None, Spread(3.0, 0.75)]
+    monkeypatch.setattr(processes, "gather", lambda own: asked.append(own) or [own, *others])
+    assert callback._spread(agent, data) == Spread(2.0, 0.5)  # type: ignore[arg-type]
+    assert asked == [None]
 
 
 def test_the_value_at_a_cut_is_that_of_the_state_that_the_last_step_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
