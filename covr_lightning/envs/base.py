@@ -239,8 +239,18 @@ class PixelEnv(EnvBase, ABC):
         """Say that a reset comes, for an environment that can begin with it beside this process."""
 
     def draw_episode(self) -> tuple[dict[str, Any], np.ndarray]:
-        """Start an episode: the random state that it is drawn from, and its first frame (H, W, 3) uint8."""
-        return self.random_state(), self.simulator_reset()
+        """Start an episode: the random state that it is drawn from, and its first frame (H, W, 3) uint8.
+
+        Raises:
+            WrongResult: The subclass has given no state, so that the episode could not be resumed.
+        """
+        state = self.random_state()
+        if not isinstance(state, dict):
+            raise WrongResult(
+                f"{type(self).__name__}.random_state (data.env) gave a {type(state).__name__}; it must be a dict of "
+                "what the next reset draws from, which set_random_state takes ({} where nothing is random)."
+            )
+        return state, self.simulator_reset()
 
     def send_action(self, action: torch.Tensor) -> None:
         """Begin an agent step; :meth:`receive` must follow.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Odd(Puppet):
 
     first: Any = None
     after: Any = None
+    state: Any = field(default_factory=dict)
 
     def make(self, seed: int) -> PuppetEnv:
         return OddEnv(self, seed)
@@ -54,6 +55,9 @@ class OddEnv(PuppetEnv):
 
     def simulator_step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         return self.factory.after
+
+    def random_state(self) -> dict[str, Any]:
+        return self.factory.state
 
 
 def made(factory: Odd, apart: bool) -> PixelEnv:
@@ -87,6 +91,14 @@ def test_a_step_of_another_form(kind: str, apart: bool) -> None:
     env.reset()
     with pytest.raises(ConfigError, match=r"OddEnv\.simulator_step .* must give a frame, the reward as"):
         step(env)
+    env.close()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_no_random_state(apart: bool) -> None:
+    env = made(Odd(first=FRAME, after=(FRAME, 1.0, False, False), state=None), apart)
+    with pytest.raises(ConfigError, match=r"OddEnv\.random_state .* gave a NoneType; it must be a dict"):
+        env.reset()
     env.close()
 
 
