@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from covr_lightning.report.drawing import COLORS, HEIGHT, INK, LINE, MUTED, PAPER, new_figure
+from covr_lightning.report.drawing import COLORS, INK, LINE, MUTED, PAPER, new_figure
 from covr_lightning.report.groups import Group
 from covr_lightning.report.runs import Columns, Run, VLMAlone, figure_of
 
@@ -23,9 +23,6 @@ _NUMBERS, _MOST_NUMBERS = 0.09, 12
 
 #: How lines are drawn, one after the other each time that the colours are used up.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-
-#: Names that a figure's legend has room for, two in a row; inches for each row more.
-_NAMES, _ROW = 6, 0.26
 
 
 class Look(NamedTuple):
@@ -49,40 +46,6 @@ class SeedLook(NamedTuple):
     line: str
     dot: str
     dashes: Any
-
-
-def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
-    """Fig. 3: mean over seeds with a band of one standard deviation, each seed as a thin line; rounds as ticks below.
-
-    Args:
-        groups: One line each.
-        name: Column of the curve.
-        label: What it is called.
-    """
-    figure, axes = new_figure(HEIGHT + _ROW * max(0, math.ceil((len(groups) - _NAMES) / 2)))
-    for group, (color, dashes) in zip(groups, looks(len(groups)), strict=True):
-        points = group.points(name)
-        if len(group.runs) > 1:
-            for run in group.runs:
-                own = [(p["env_steps"], p[name]) for p in run.curve if name in p]
-                axes.plot(*zip(*own, strict=True), color=color, linewidth=0.8, alpha=0.45) if own else None
-        if not points:
-            continue
-        steps = np.array([step for step, _ in points])
-        mean, spread = (np.array([one[i] for _, one in points], dtype=float) for i in (0, 1))
-        axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
-        mark = "o" if len(steps) < 40 else ""
-        name_ = f"{group.name}, {group.who(points[-1][1])}" if len(group.runs) > 1 else group.name
-        name_ = f"\u200b{name_}" if name_.startswith("_") else name_  # Matplotlib hides such a label
-        axes.plot(steps, mean, color=color, linewidth=2, linestyle=dashes, label=name_, marker=mark, markersize=3.5)
-        if len(groups) == 1:
-            for i, round_ in enumerate(group.first.rounds):
-                text = "fine-tune round" if i == 0 else None
-                axes.axvline(round_["env_steps"], color=COLORS[1], linewidth=1.2, linestyle=(0, (4, 3)), label=text)
-    axes.set(xlabel="environment steps", ylabel=label)
-    steps_axis(axes)
-    legend(axes)
-    return figure
 
 
 def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
@@ -152,7 +115,8 @@ def returns_in_buffer(round_: dict) -> Figure | None:
     figure, axes = new_figure()
     edges, everything, kept = (np.array(histogram[name]) for name in ("edges", "all", "kept"))
     width = np.diff(edges)
-    axes.bar(edges[:-1], everything, width, align="edge", color=LINE, label=f"D_f: {round_['rows']:,} rows")
+    outline: dict[str, Any] = {"edgecolor": MUTED, "linewidth": 0.8}
+    axes.bar(edges[:-1], everything, width, align="edge", color=LINE, **outline, label=f"D_f: {round_['rows']:,} rows")
     axes.bar(edges[:-1], kept, width, align="edge", color=COLORS[0], label=f"kept: {round_['kept']:,}")
     if _known(round_, "tau"):
         axes.axvline(round_["tau"], color=COLORS[1], linewidth=2, label=f"τ = {round_['tau']:.1f}")
@@ -179,7 +143,8 @@ def kept_per_round(run: Run) -> Figure | None:
     names = [name for name in names if any(r.get(name[0]) for r in run.rounds)]
     for i, (name, text, color) in enumerate(names):
         place = x + (i - (len(names) - 1) / 2) * 0.27
-        bars = axes.bar(place, [r.get(name, 0) for r in run.rounds], 0.25, color=color, label=text)
+        outline: dict[str, Any] = {"edgecolor": MUTED, "linewidth": 0.8} if color == LINE else {}
+        bars = axes.bar(place, [r.get(name, 0) for r in run.rounds], 0.25, color=color, label=text, **outline)
         if len(run.rounds) <= 6:
             axes.bar_label(bars, fontsize=9, color=INK, padding=2)
     axes.set(xlabel="fine-tune round", ylabel="rows")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from covr_lightning.report import figures
+from covr_lightning.report import curves
 from covr_lightning.report.groups import Group, mean_and_spread
 from covr_lightning.report.page import Page, number, plus_minus, table
 from covr_lightning.report.runs import Run
@@ -25,7 +25,7 @@ def learning(page: Page, groups: Sequence[Group]) -> None:
         "Learning curves",
         "Mean of the evaluation's episodes, deterministic policy. The band is one standard deviation: over seeds where "
         "a configuration has several (each a thin line; the thick one is their mean and ends where the slowest is), "
-        "over episodes with one.",
+        "over episodes with one. Where colours take turns, the configurations are one, to the last digit.",
     )
     tasks: dict[str, list[Group]] = {}
     for group in groups:
@@ -44,7 +44,7 @@ def _task(page: Page, groups: Sequence[Group]) -> None:
     if drives:
         page.add("<p>ER: the sum of an episode's rewards. DD: the distance driven in an episode, in metres.</p>")
     drawn = [
-        page.figure(figures.learning_curves(groups, name, title), f"learning {name}", f"{title} over environment steps")
+        page.figure(curves.learning_curves(groups, name, title), f"learning {name}", f"{title} over environment steps")
         for name, title in [("return", label), ("distance", "DD (m)")][: 1 + drives]
     ]
     page.figures(drawn, wide=len(drawn) == 1)

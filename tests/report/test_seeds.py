@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from covr_lightning.cli import main
-from covr_lightning.report import figures
+from covr_lightning.report import curves, figures
 from covr_lightning.report.drawing import PAPER
 from covr_lightning.report.groups import Group, group_runs
 from covr_lightning.report.overview import rounds_said
@@ -124,8 +124,24 @@ def test_configurations_look_different_and_have_room(tmp_path: Path) -> None:
         for i in range(n):
             write_run(tmp_path / str(n) / f"config_{i}", 1, curve((0, i), (10000, 10 * i)))
         groups = [group_of(folder) for folder in sorted((tmp_path / str(n)).iterdir())]
-        heights.append(figures.learning_curves(groups, "return", "return").get_size_inches()[1])
+        heights.append(curves.learning_curves(groups, "return", "return").get_size_inches()[1])
     assert heights[1] > heights[0]
+
+
+def test_lines_that_are_one_for_a_while_take_turns(tmp_path: Path) -> None:
+    together, apart = [(0, 1), (10000, 2), (20000, 5)], [(30000, 9), (40000, 8)]
+    lines = [together + apart, together + [(30000, 7), (40000, 8)], together[:2]]
+    base, other, short = curves.shared_stretches(lines)
+    assert base == [(together[:2], 0, 3), (together[1:], 0, 2), ([together[2], *apart], 0, 1)]
+    assert other == [(together[:2], 1, 3), (together[1:], 1, 2), ([together[2], (30000, 7), (40000, 8)], 0, 1)]
+    assert short == [(together[:2], 2, 3)]
+    assert curves.shared_stretches([[], [(0, 1)]]) == [[], []]
+    for name, points in zip("abc", lines, strict=True):
+        write_run(tmp_path / name, 1, curve(*points))
+    figure = curves.learning_curves([group_of(tmp_path / name) for name in "abc"], "return", "return")
+    drawn = [(len(line.get_xdata()), line.get_color()) for line in figure.axes[0].get_lines() if line.is_dashed()]
+    blue, orange, green = figures.COLORS[:3]
+    assert drawn == [(2, blue), (2, blue), (2, orange), (2, orange), (2, green)]
 
 
 def test_a_round_says_how_many_seeds_are_behind_it(unequal: Path, tmp_path: Path) -> None:
