@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -87,7 +87,7 @@ def env_steps_saved(checkpoint: Path) -> int:
     return torch.load(checkpoint, weights_only=True, mmap=True)["ExperienceData"]["counters"]["env_steps"]
 
 
-def kill_after(process: subprocess.Popen[bytes], checkpoint: Path, env_steps: int, seconds: float) -> None:
+def kill_after(process: BaseProcess, checkpoint: Path, env_steps: int, seconds: float) -> None:
     """Kill −9 a run, `seconds` after it has saved at `env_steps` or later, and in any case something new.
 
     The moment hangs on what the run has done, not on how fast it goes, so the run cannot be over before.
@@ -98,8 +98,9 @@ def kill_after(process: subprocess.Popen[bytes], checkpoint: Path, env_steps: in
         if written != seen and env_steps_saved(checkpoint) >= needed:
             break
         seen = written
-        assert process.poll() is None, f"the run was over before it had saved at {needed} environment steps"
+        assert process.is_alive(), f"the run was over before it had saved at {needed} environment steps"
         time.sleep(0.01)
     time.sleep(seconds)
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "the run was over before it was killed"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run was over before it was killed"

@@ -237,6 +237,7 @@ def test_doctor_reports_and_fails_when_the_default_job_cannot_run(
     for part in ("a frame was rendered", "package torch", "CARLA server", "embedded VLM", "can run"):
         assert part in printed
     monkeypatch.setattr(doctor, "_RENDER", "raise SystemExit('no backend')")
+    monkeypatch.setattr(doctor, "_VLM", "print('as before')")
     assert main(["doctor"]) == 1
     assert "cannot run: rendering" in capsys.readouterr().out
 

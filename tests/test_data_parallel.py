@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,17 +15,12 @@ import pytest
 import torch
 
 from covr_lightning.agent import ConvTrunk
+from tests.forked import launch
 from tests.short_runs import fit_arguments
 
 Held = dict[str, Any]
 
 SETTINGS = ("--data.eval_episodes", "3")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def run(
@@ -51,23 +45,14 @@ def run(
         status: Exit status of each; if any is not 0, there is nothing to return.
         second: More of the second process's command line.
     """
-    port, started = str(free_port()), []
     arguments = fit_arguments(folder, vlm, *SETTINGS, "--trainer.devices", str(count), *more)
     out = folder / "held"
     out.mkdir(exist_ok=True)
-    for rank in range(count):
-        env = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
-            "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(count),
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.process_of_a_run", str(out), *stop]
-        command += ["--", *arguments, *(second if rank == 1 else ())]
-        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [process.communicate(timeout=400)[0] for process in started]
-    assert tuple(process.returncode for process in started) == (status or (0,) * count), "\n".join(said)
+    of_each = [[str(out), *stop, "--", *arguments, *(second if rank == 1 else ())] for rank in range(count)]
+    statuses, said = launch("tests.process_of_a_run", of_each, out)
+    assert statuses == [*(status or (0,) * count)], said
     if any(status):
-        assert "Traceback" not in "".join(said)
+        assert "Traceback" not in said
         return []
     return [torch.load(out / f"process_{rank}.pt", weights_only=True) for rank in range(count)]
 

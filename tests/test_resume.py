@@ -8,9 +8,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from covr_lightning.data.collection import OneCollector
 from covr_lightning.data.exploration import ExplorationPolicy
 from covr_lightning.finetune.module import VLMFineTuner
 from covr_lightning.saving.checkpoints import load_checkpoint
+from tests.forked import start
 from tests.short_runs import env_steps_saved, fit, fit_arguments, kill_after, replay
 
 #: What these runs do that a round need not: renew old answers, and have the VLM play alone.
@@ -376,19 +376,20 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     arguments = [*VARIANT, "--config", str(often)]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
 
-    def start() -> subprocess.Popen[bytes]:
+    def started() -> BaseProcess:
         resume = ["--ckpt_path", "last"] if last.exists() else []
         command = fit_arguments(tmp_path, untrained_vlm, *arguments, *resume)
-        with (tmp_path / "log").open("w") as log:
-            return subprocess.Popen([sys.executable, "-m", "covr_lightning.cli", *command], stdout=log, stderr=log)
+        return start("covr_lightning.cli", command, tmp_path / "log")
 
     # It saves every 200 of 6000 steps. A kill may come up to a fifth of a second late, a few saves more on a fast
     # machine; the last one leaves 1000 steps and an evaluation.
     killed = 0
     for step in sorted(moments.sample(range(0, 5000, 200), kills)):
         if env_steps_saved(last) < 5000:
-            kill_after(start(), last, step, moments.uniform(0, 0.2))
+            kill_after(started(), last, step, moments.uniform(0, 0.2))
             killed += 1
     assert killed >= min(kills, 8)
-    assert start().wait() == 0, (tmp_path / "log").read_text()
+    at_last = started()
+    at_last.join()
+    assert at_last.exitcode == 0, (tmp_path / "log").read_text()
     assert_same_run(tmp_path / "run", uninterrupted)

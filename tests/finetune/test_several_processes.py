@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.forked import launch
 from tests.vlm.tiny_models import write_hub_folder
-
-WORKER = Path(__file__).with_name("ddp_worker.py")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def train(folder: Path, vlm: Path, processes: int, *arguments: str) -> list[dict[str, torch.Tensor]]:
     """Train the cases in as many processes; what each of them ends with."""
-    port = str(free_port())
-    started = []
-    for rank in range(processes):
-        env = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
-            "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(processes),
-        }  # fmt: skip
-        out = folder / f"{processes}_{rank}_{arguments[0]}_{arguments[1]}.safetensors"
-        command = [sys.executable, str(WORKER), str(vlm), str(folder / "rows.safetensors"), str(out), *arguments]
-        started.append((subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True), out))
-    for process, _ in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return [load_file(out) for _, out in started]
+    outs = [folder / f"{processes}_{rank}_{arguments[0]}_{arguments[1]}.safetensors" for rank in range(processes)]
+    of_each = [[str(vlm), str(folder / "rows.safetensors"), str(out), *arguments] for out in outs]
+    statuses, said = launch("tests.finetune.ddp_worker", of_each, folder)
+    assert statuses == [0] * processes, said
+    return [load_file(out) for out in outs]
 
 
 # Batches of 3 leave one of two processes a row less. Of the ten rows half weigh 0, so batches differ in how many are

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from covr_lightning.callbacks import RunCheckpoint
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import _say_once
 from covr_lightning.saving.lock import only_run_in
+from tests.forked import start
 from tests.saving.whole_runs import command, summary
 from tests.short_runs import env_steps_saved, kill_after
 
@@ -68,8 +67,7 @@ def test_kill_9_again_and_again(covr: Callable[..., int], tmp_path: Path) -> Non
     saved = []
     for step in (80, 480, 880):  # of 2000; evaluations at 1000 and at the end
         fit = command(tmp_path, "fit", options) + (["--ckpt_path", "last"] if last.exists() else [])
-        process = subprocess.Popen([sys.executable, "-m", "covr_lightning.cli", *fit], stderr=subprocess.DEVNULL)
-        kill_after(process, last, step, moments.uniform(0, 0.2))
+        kill_after(start("covr_lightning.cli", fit, tmp_path / "log"), last, step, moments.uniform(0, 0.2))
         saved.append(env_steps_saved(last))
     assert saved == sorted(set(saved))
     assert covr("fit", options, "--ckpt_path", "last") == 0
