@@ -78,8 +78,10 @@ class Page:
         while name in self._pngs:
             name, n = f"{name.removesuffix(f'-{n - 1}')}-{n}", n + 1
         self._pngs.add(name)
+        svg = as_svg(figure, caption)
+        figure.set_layout_engine("none")  # a figure is laid out once, which is a third of what drawing it takes
         write_png(figure, self.folder / f"{name}.png")
-        return f'<figure data-png="{name}">{as_svg(figure, caption)}<figcaption>{escape(caption)}</figcaption></figure>'
+        return f'<figure data-png="{name}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
 
     def figures(self, figures: Sequence[str], wide: bool = False) -> None:
         """Add figures side by side where there is room."""
