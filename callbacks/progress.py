@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import lightning as L
@@ -14,9 +15,9 @@ from covr_lightning.errors import ConfigError
 class CovrProgressBar(TQDMProgressBar):
     """One bar for the run, in agent steps, with what a user of this method looks for.
 
-    ``left`` estimates the time to the end, from the environment steps since the first update of this process and the
-    time they took, evaluations and rounds included. The warm-up is much faster than what follows; while it lasts there
-    is no estimate.
+    ``left`` estimates the time to the end by the newer half of the environment steps since the first update of this
+    process, evaluations and rounds included: a pace that has changed, as where other jobs came or went, is forgotten as
+    the run goes on. The warm-up is much faster than what follows; while it lasts there is no estimate.
 
     Args:
         refresh_rate: Agent steps between two redraws.
@@ -29,7 +30,8 @@ class CovrProgressBar(TQDMProgressBar):
         self._clock: tuple[float, int, int] | None = None
         self._rates: dict[str, str] = {}
         self._first: tuple[float, int, int] | None = None  # when and where this process was first seen
-        self._updating: tuple[float, int] | None = None  # when and where it was first seen after an update
+        self._updating_from = 0  # where it was first seen after an update
+        self._passed: deque[tuple[float, int]] = deque()  # when and where it was seen in the newer half since then
 
     # Lightning's own counts the warm-up in and promises too much.
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -67,12 +69,16 @@ class CovrProgressBar(TQDMProgressBar):
         """Estimated seconds to the end of the run; None while nothing is known."""
         seconds, env_steps, grad_steps = now
         self._first = self._first or now
-        if self._updating is None:
-            if grad_steps > self._first[2]:
-                self._updating = seconds, env_steps
+        if grad_steps <= self._first[2]:
             return None
-        done = env_steps - self._updating[1]
-        return (max_env_steps - env_steps) * (seconds - self._updating[0]) / done if done > 0 else None
+        if not self._passed:
+            self._updating_from = env_steps
+        if not self._passed or env_steps > self._passed[-1][1]:  # not redrawn in an evaluation
+            self._passed.append((seconds, env_steps))
+        while len(self._passed) > 1 and 2 * self._passed[1][1] <= self._updating_from + env_steps:
+            self._passed.popleft()
+        since, done = self._passed[0][0], env_steps - self._passed[0][1]
+        return (max_env_steps - env_steps) * (seconds - since) / done if done > 0 else None
 
     def init_train_tqdm(self) -> Any:
         """Name the bar after what it counts."""

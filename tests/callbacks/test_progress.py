@@ -10,7 +10,7 @@ from covr_lightning.callbacks import CovrProgressBar
 from covr_lightning.callbacks.progress import as_clock
 
 
-def test_time_left_is_that_of_the_steps_since_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_follows_the_newer_half_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     counters = SimpleNamespace(env_steps=0, grad_steps=7, rounds=1)  # resumed after 7 updates
     data = SimpleNamespace(counters=counters, max_env_steps=10_000, last_training_return=None, lost_episodes=0)
     trainer = SimpleNamespace(datamodule=data, callback_metrics={})
@@ -32,8 +32,11 @@ def test_time_left_is_that_of_the_steps_since_the_first_update(monkeypatch: pyte
     for seconds in (12.5, 15):  # redrawn during an evaluation: 100 steps and 50 updates in the 10 s before
         rates = metrics(seconds, 2100, 58)
         assert (rates["env/s"], rates["upd/s"]) == ("10", "5.0")
-    assert shown(102, 4000, 900) == "5:00"  # 2000 in 100 s, a round among them; 6000 to go
-    assert shown(402, 10_000, 4000) == "0:00"
+    assert shown(102, 4000, 900) == "4:44"  # 1900 in 90 s, a round among them; 6000 to go
+    assert shown(302, 5000, 1400) == "8:20"  # another job has come: 2900 in 290 s; 5000 to go
+    assert shown(322, 7000, 2400) == "3:40"  # and gone: 3000 in 220 s; 3000 to go
+    assert shown(332, 8000, 2900) == "0:20"  # 3000 in 30 s; 2000 to go
+    assert shown(352, 10_000, 4000) == "0:00"
 
 
 def test_clock() -> None:
