@@ -178,7 +178,11 @@ def share_buffers(buffers: Iterable[Tensor]) -> None:
         return
     with _waiting_for_others():
         for buffer in buffers:
-            dist.broadcast(buffer, src=0)
+            if buffer.numel():
+                sent = buffer.contiguous()  # what is sent is memory from its beginning on
+                dist.broadcast(sent.reshape(-1).view(torch.uint8), src=0)  # of any type
+                if sent is not buffer and not torch.equal(sent, buffer):
+                    buffer.copy_(sent)
 
 
 def average_gradients(parameters: Iterable[Tensor], loss: Tensor) -> Tensor:

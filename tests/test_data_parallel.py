@@ -97,9 +97,11 @@ class Normed(ConvTrunk):
 
 
 def test_what_networks_have_beside_weights_is_the_same_too(untrained_vlm: Path, tmp_path: Path) -> None:
-    none = ("--model.prior", "covr_lightning.agent.NoPrior", "--trainer.callbacks", "null")
-    more = ("--model.encoder", f"{__name__}.Normed", "--data.updates_per_agent_step", "0.3")
-    first, second = run(tmp_path, untrained_vlm, 2, *none, *more, "--data.max_env_steps", "2000")
+    """Also after a round at the end, in which each process asks its critics about rows of its own."""
+    more = ("--model.encoder", f"{__name__}.Normed", "--data.updates_per_agent_step", "0.5")
+    more += ("--trainer.callbacks.score", "covr_lightning.finetune.QScore")
+    first, second = run(tmp_path, untrained_vlm, 2, *more, "--data.max_env_steps", "3600")
+    assert first["counters"]["rounds"] == 2
     assert first["weights"]["trunk.norm.num_batches_tracked"] > 20
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name

@@ -35,19 +35,46 @@ for loss in (float(rank), math.inf if rank else 1.0):
     print(mean.item(), *(p.grad.tolist() for p in weights[:2]), weights[2].grad, mean.shape == torch.Size([]))
 """
 
+BUFFERS = """
+import sys
+import torch
+import torch.distributed as dist
+from covr_lightning import processes
 
-def test_gradients_and_losses_are_averaged(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WORKER]
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+whole, column = (torch.full((2, 3), 1.0 + rank) for _ in range(2))
+of_all, memory = torch.ones(1).expand(4), torch.full((4,), 1.0 + rank)
+small, flag, none, one = torch.tensor([7 + rank], dtype=torch.int16), torch.tensor(not rank), torch.zeros(0), memory[:1]
+processes.share_buffers([whole, column[:, 1:], of_all, small, flag, none, one.squeeze(0)])
+print(whole.tolist(), column.tolist(), of_all.tolist(), small.tolist(), flag.item(), memory.tolist())
+"""
+
+
+def two(code: str, folder: Path) -> list[str]:
+    """What two processes print."""
     started = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", code, str(rank), str(folder / "meet")], stdout=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         for rank in range(2)
     ]  # fmt: skip
-    for process in started:
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    return said
+
+
+def test_buffers_of_any_type_and_layout_become_the_first_ones(tmp_path: Path) -> None:
+    first, second = two(BUFFERS, tmp_path)
+    ones = [1.0] * 3
+    assert first == f"{[ones] * 2} {[ones] * 2} {[1.0] * 4} [7] True {[1.0] * 4}\n"
+    # What lies beside a buffer in memory stays.
+    assert second == f"{[ones] * 2} {[[2.0, 1.0, 1.0]] * 2} {[1.0] * 4} [7] True {[1.0, 2.0, 2.0, 2.0]}\n"
+
+
+def test_gradients_and_losses_are_averaged(tmp_path: Path) -> None:
+    for said in two(WORKER, tmp_path):
         # In one process with both batches: the mean over two rows, (1 + 4) / 2, and gradients 2 · (0 − a_v) / 2. Their
         # mean over the processes is that.
         lines = said.splitlines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import lightning as L
 import torch
@@ -14,26 +14,28 @@ from torch import Tensor, nn
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation
 from covr_lightning.agent.encoders import Encoder
-from covr_lightning.agent.networks import Projection, TwinQ
+from covr_lightning.agent.networks import Projection, TwinQ, kept_buffers
 from covr_lightning.envs.base import EnvSpec
 
 P = ParamSpec("P")
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
-def _not_compiled(answer: Callable[P, T]) -> Callable[P, T]:
-    """The same without gradients and by networks as they are written.
+def _only_asked(answer: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P], T]:
+    """The same without gradients, by networks as they are written, which have afterwards what they had before.
 
     Compiled networks are compiled for the update's batches; each other number of frames would be compiled anew.
+    Averages, as a BatchNorm has them, are of the update's batches alone, so that all processes of a run have the same.
     """
 
     @wraps(answer)
     @torch.no_grad()
-    def as_written(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.compiler.set_stance("force_eager"):
-            return answer(*args, **kwargs)
+    def asked(self: M, *args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.compiler.set_stance("force_eager"), kept_buffers(self):
+            return answer(self, *args, **kwargs)
 
-    return as_written
+    return asked
 
 
 class Spread(NamedTuple):
@@ -50,7 +52,7 @@ class Spread(NamedTuple):
 
 
 class Acting(L.LightningModule):
-    """Answers of an agent's networks outside its update, for frames as rendered; none of them takes gradients.
+    """Answers of an agent's networks outside its update, for frames as rendered; none takes gradients or changes them.
 
     The networks are :class:`covr_lightning.agent.SACModule`'s.
     """
@@ -70,7 +72,7 @@ class Acting(L.LightningModule):
         """Whether the actor reads the action taken just before; whoever asks for actions then hands it in."""
         return self.actor.needs_previous_action
 
-    @_not_compiled
+    @_only_asked
     def act(
         self,
         pixels: Tensor,
@@ -113,7 +115,7 @@ class Acting(L.LightningModule):
             return None
         return previous_action.to(self.device)
 
-    @_not_compiled
+    @_only_asked
     def spread(self, pixels: Tensor, previous_action: Tensor | None = None) -> Spread:
         """How far the policy's actions scatter, estimated by one action for each frame.
 
@@ -131,13 +133,13 @@ class Acting(L.LightningModule):
             noise.append((action - middle).abs())
         return Spread(-torch.cat(log_pi).mean().item() / self.spec.action_dim, torch.cat(noise).mean().item())
 
-    @_not_compiled
+    @_only_asked
     def min_q(self, pixels: Tensor, action: Tensor) -> Tensor:
         """min(Q₁, Q₂)(s, a) (B,) of frames as rendered and actions (B, A)."""
         z = self.critic_projection(self._features(pixels))
         return torch.minimum(*self.critic(z, action.to(self.device))).squeeze(-1)
 
-    @_not_compiled
+    @_only_asked
     def state_value(self, pixels: Tensor, previous_action: Tensor | None = None) -> Tensor:
         """V(s) = min Q(s, ã) − α log π(ã | s) (B,) of one sampled action, for frames as rendered.
 

@@ -119,11 +119,15 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside, a module is only tried: what it has beside weights, such as a BatchNorm's averages, is put back."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    """Inside, a module is only asked: what it has beside weights, such as a BatchNorm's averages, is put back."""
+    owners = [(owner, dict(owner._buffers)) for owner in module.modules() if owner._buffers]
+    before = [(b, b.clone()) for _, buffers in owners for b in buffers.values() if b is not None]
     yield
+    for owner, buffers in owners:  # one may have been assigned anew
+        owner._buffers.update(buffers)
     for buffer, value in before:
-        buffer.copy_(value)
+        if not torch.equal(buffer, value):
+            buffer.copy_(value)
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,6 +129,8 @@ def feature_count(encoder: Encoder) -> int:
         WrongResult: It says none.
     """
     features = getattr(encoder, "features", None)
+    with suppress(TypeError):
+        features = operator.index(features)  # type: ignore[arg-type]
     if not isinstance(features, int) or features < 1:
         raise WrongResult(f"{type(encoder).__name__}.build (model.encoder) left features = {features!r}; it must be "
                           "how many an image has, a whole number from 1 on.")  # fmt: skip
@@ -201,7 +205,8 @@ def _try_actor(actor: GaussianActor, z: Tensor, action_dim: int, generator: torc
             raise WrongResult(f"{whose} gave {described(given, Tensor)}{many}; it must give a tuple of {len(shapes)}: "
                               f"{', '.join(shapes)}.")  # fmt: skip
         for value, (what, size) in zip(given, shapes.items(), strict=True):
-            _check_shape(value, (2, size), whose, what)
+            of_all_states = what == "log σ" and isinstance(value, Tensor) and value.shape == (size,)
+            _check_shape(value.expand(2, size) if of_all_states else value, (2, size), whose, what)
 
 
 def _check_shape(given: Any, shape: tuple[int, int], whose: str, what: str) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Literal, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from covr_lightning.agent.acting import Acting
-from covr_lightning.agent.networks import kept_buffers
 from covr_lightning.counters import Counters
 from covr_lightning.data.labels import Labeller
 from covr_lightning.random_state import new_generator
@@ -139,11 +138,10 @@ class ExplorationPolicy(TensorDictModuleBase):
     def only_tried(self) -> Iterator[None]:
         """Whoever asks inside only wants to see what this gives, as a collector does when it starts and starts again.
 
-        Neither the noise knows of it afterwards nor what networks have beside weights, such as a BatchNorm's averages.
+        The noise does not know of it afterwards.
         """
-        networks, noise = self._actor[0], self.noise_state()
-        with kept_buffers(networks) if isinstance(networks, nn.Module) else nullcontext():
-            yield
+        noise = self.noise_state()
+        yield
         self.set_noise_state(noise)
 
     def for_workers(self) -> WorkerPolicy:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from covr_lightning.agent import RandomCrop, SACModule
+from covr_lightning.agent.networks import kept_buffers
 from tests.agent.small_agents import agent, batch
 
 
@@ -62,3 +63,44 @@ def test_the_spread_of_actions_over_more_frames_than_are_taken_at_once(cropped: 
     assert entropy == pytest.approx(-sum(log_pi.sum().item() for _, log_pi, _ in parts) / 300 / 2, rel=1e-5)
     middles = sum((a - middle).abs().sum().item() for a, _, middle in parts)
     assert scatter == pytest.approx(middles / 600, rel=1e-5)
+
+
+class Averaging(torch.nn.Module):
+    """Has averages of what passes through it: moved in place, assigned anew, and one that is expanded memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("last", None)
+        self.register_buffer("ones", torch.ones(1).expand(3))
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * h.mean(0)
+        self.last = h.clone()
+        return self.norm(h) * self.ones
+
+
+def test_what_is_only_asked_has_its_buffers_back() -> None:
+    module = Averaging()
+    module(torch.rand(4, 3))
+    held, before = dict(module.named_buffers()), {name: b.clone() for name, b in module.named_buffers()}
+    with kept_buffers(module):
+        module(torch.rand(4, 3))
+        assert not torch.equal(module.mean, before["mean"])
+        assert not torch.equal(module.norm.running_mean, before["norm.running_mean"])
+    assert held == (after := dict(module.named_buffers()))  # the very same tensors
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("question", ["act", "spread", "min_q", "state_value"])
+def test_questions_move_no_averages(question: str) -> None:
+    module, b = agent(), batch(8)
+    module.trunk = torch.nn.Sequential(module.trunk, torch.nn.BatchNorm1d(module.trunk.features))
+    norm = module.trunk[1]
+    module.trunk(b["pixels"])
+    before = norm.running_mean.clone()
+    getattr(module, question)(b["pixels"], *([b["action"]] if question == "min_q" else []))
+    assert module.training
+    assert torch.equal(norm.running_mean, before)
+    assert norm.num_batches_tracked == 1

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -188,6 +189,10 @@ def test_what_an_encoder_gives(make: Any, told: str) -> None:
         try_parts(agent(encoder=OwnEncoder(make)))
 
 
+def test_features_may_be_counted_by_numpy() -> None:
+    assert agent(encoder=OwnEncoder(features=np.prod((3, 3)))).trunk.number == 9
+
+
 @pytest.mark.parametrize("features", [None, 0, 4.5])
 def test_an_encoder_says_how_many_features_it_has(features: Any) -> None:
     with pytest.raises(ConfigError, match=rf"OwnEncoder\.build \(model\.encoder\) left features = {features}; it must"):
@@ -224,6 +229,10 @@ class OwnActor(GaussianActor):
 def test_what_an_actor_head_gives(head: OwnActor, told: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"OwnActor.{told}")):
         try_parts(agent(actor_head=head))
+
+
+def test_log_sigma_may_be_one_for_all_states() -> None:
+    try_parts(agent(actor_head=OwnActor(lambda given: (given[0], given[1][0]))))
 
 
 class OwnViews(OneView):
