@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 from covr_lightning.rendering import choose_backend  # noqa: E402
+from tests import forked  # noqa: E402
 
 choose_backend()
 
 # A shell starts its background jobs with Ctrl-C ignored, and their children inherit that; here it must have its effect.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_forked_stays() -> Iterator[None]:
+    """A process that a test has started does not outlive it."""
+    yield
+    forked.end_all()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,8 @@
 """Processes that begin at once, because they are forked from one that has imported what they need.
 
 Starting Python and importing PyTorch and Lightning takes several seconds of a core, for most tests longer than what
-the process is there for. What hangs on how a process is started has tests that start it as a user does.
+the process is there for. What hangs on how a process starts, and on how Python ends in it, which these leave out, has
+tests that start it as a user does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
@@ -23,6 +26,7 @@ _FORKS.set_forkserver_preload(
         "transformers.models.idefics3.modeling_idefics3",
     ]
 )  # fmt: skip
+_started: list[BaseProcess] = []
 
 
 def start(
@@ -38,7 +42,16 @@ def start(
     """
     process = _FORKS.Process(target=_become, args=(module, list(arguments), dict(environment), str(said)))
     process.start()
+    _started.append(process)
     return process
+
+
+def end_all() -> None:
+    """Kill what has been started and not ended, as after a test that failed."""
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.join()
 
 
 def launch(
@@ -66,9 +79,7 @@ def launch(
         started.append(start(module, own, said[rank], environment))
     for process in started:
         process.join(seconds)
-    for process in started:
-        process.kill()
-        process.join()
+    end_all()
     return [process.exitcode or 0 for process in started], "\n".join(path.read_text() for path in said)
 
 
@@ -85,6 +96,8 @@ def _become(module: str, arguments: list[str], environment: dict[str, str], said
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv[:] = [module, *arguments]
+    if "OMP_NUM_THREADS" in environment:  # which has been read already
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
