@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from covr_lightning.saving.files import or_warn, reason, write_atomically
 
 log = logging.getLogger(__name__)
 
-#: How long what a run has logged may be missing in its CSV, until something is logged again.
+#: What a run has logged is written as soon as something is logged and the last time is this long ago.
 WRITE_EVERY_S = 30.0
 
 
@@ -31,10 +32,10 @@ class RunCSVLogger(CSVLogger):
     """Lightning's CSVLogger, which continues the file that is there instead of deleting it.
 
     Lightning's writes at steps that a number divides, which environment steps may never be; this one writes after
-    :data:`WRITE_EVERY_S` seconds, too, so that one sees how a run under way is doing.
+    :data:`WRITE_EVERY_S` seconds, too, and the first row at once, so that one sees how a run under way is doing.
     """
 
-    _written_at: float | None = None
+    _written_at = -math.inf
 
     @property
     @rank_zero_experiment
@@ -51,9 +52,7 @@ class RunCSVLogger(CSVLogger):
         now = time.monotonic()
         with or_warn(Path(self.log_dir)):
             super().log_metrics(metrics, step)
-            if self._written_at is None:
-                self._written_at = now
-            elif now - self._written_at >= WRITE_EVERY_S:
+            if now - self._written_at >= WRITE_EVERY_S:
                 self._written_at = now
                 self.save()
 
