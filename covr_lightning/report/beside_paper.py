@@ -84,7 +84,8 @@ def beside_paper(page: Page, groups: Sequence[Group]) -> None:
 
 def _sweeps(groups: Sequence[Group]) -> list[str]:
     """The paper's tables whose rows the groups are, with theirs beside them."""
-    by_name = {group.name: group for group in groups}
+    # Two sweeps may have one configuration with the same seeds, hence two groups; the one with more of them counts.
+    by_name = {name: group for group in sorted(groups, key=lambda one: len(one.runs)) for name in group.names}
     tables = []
     for number, names in swept(list(by_name)).items():
         rows, ours = [], []

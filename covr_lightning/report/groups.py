@@ -52,6 +52,11 @@ class Group:
     runs: list[Run]
 
     @property
+    def names(self) -> set[str]:
+        """Its runs' own names: a sweep's configurations, of which two may be one, each with seeds of its own."""
+        return {_name(run.folder.resolve()) for run in self.runs}
+
+    @property
     def first(self) -> Run:
         """The run of which details are shown: the first of those with the most rounds."""
         return max(self.runs, key=lambda run: len(run.rounds))

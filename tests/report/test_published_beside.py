@@ -79,3 +79,18 @@ def test_a_sweeps_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     assert table["COVR"] == ["248 ± 81", "259 ± 85", "250 ± 1", "260 ± 1", "seed 1, 5,000 steps"]
     assert table["M1"] == ["144 ± 74", "155 ± 77", "–", "–", "–"]
     assert "Table 5: Ablations, on CARLA's #HW" in page.text
+
+
+def test_a_configuration_of_two_sweeps_is_a_row_of_both_tables(tmp_path: Path) -> None:
+    """``ablations/covr`` and ``sweep_lambda/lambda_2`` differ in nothing; the latter has come a seed further."""
+    env = {"class_path": "covr_lightning.envs.Carla", "init_args": {"scenario": "highway"}}
+    line = "env_steps,return,return_std,distance,distance_std\n5000,{0},1,{0},1\n"
+    for name, seeds in (("ablations/covr", (1, 2)), ("sweep_lambda/lambda_2", (1, 2, 3))):
+        for seed in seeds:
+            write_run(tmp_path / "runs" / name, seed, line.format(100 * seed), env=env)
+    smaller = {**env, "init_args": {"scenario": "highway", "size": 5}}
+    write_run(tmp_path / "runs" / "ablations" / "m5", 1, line.format(9), env=smaller)
+    page = report(tmp_path / "runs", out=tmp_path / "page")
+    for row in ("COVR", "λ = 2"):
+        [measured] = [cells[3:] for cells in page.rows if cells[0] == row and len(cells) == 6]
+        assert measured == ["200 ± 100", "200 ± 100", "3 seeds, 5,000 steps"], row
