@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from covr_lightning.errors import ConfigError
+from covr_lightning.errors import ConfigError, RunFailed
 from covr_lightning.processes import OtherProcessFailed
 from covr_lightning.stopping import RunStopped, stop_signals
 
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 Save = Callable[[L.Trainer, dict[str, Tensor]], None]
 
 
-class SaveError(ConfigError):
-    """The run could not be saved, and was told to stop then."""
+class SaveError(RunFailed):
+    """The run could not be saved, and was told to stop then, or it was its end."""
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -38,7 +38,8 @@ class RunCheckpoint(ModelCheckpoint):
         last: Keep ``last.ckpt``, what a run is resumed from.
         every_env_steps: Write ``last.ckpt`` also whenever so many environment steps have passed.
         on_save_error: When the disk is full, or a save fails otherwise: ``"warn"`` and go on, or ``"stop"`` the run.
-            The checkpoints so far stay as they are; the next moment to save tries again.
+            The checkpoints so far stay as they are; the next moment to save tries again. Where the end cannot be saved,
+            ``covr fit`` ends with status 3 in either case.
         folder: Where to write; by default ``checkpoints`` in the run's folder.
 
     Raises:
@@ -106,8 +107,20 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last if the run has ended without the evaluation that saves it."""
-        if self._saved_env_steps != _env_steps(trainer) and not _is_test_run(trainer):
-            self._save(trainer, self._save_last_checkpoint)
+        if not self._is_saved(trainer):
+            self._save(trainer, self._save_last_checkpoint, is_over=True)
+
+    def check_end(self, trainer: L.Trainer) -> None:
+        """Fail if the end of a run that is over is not saved.
+
+        Raises:
+            SaveError: It is not.
+        """
+        if self._saved_env_steps is not None and not self._is_saved(trainer):
+            raise SaveError(f"The end of the run, at {_env_steps(trainer)} environment steps, could not be saved")
+
+    def _is_saved(self, trainer: L.Trainer) -> bool:
+        return self._saved_env_steps == _env_steps(trainer) or _is_test_run(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last if a signal stopped the run between two steps; a failure leaves what was saved before.
@@ -123,7 +136,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     # -- how -----------------------------------------------------------------------------------------------------
 
-    def _save(self, trainer: L.Trainer, *saves: Save, stop: bool | None = None) -> None:
+    def _save(self, trainer: L.Trainer, *saves: Save, stop: bool | None = None, is_over: bool = False) -> None:
         """Save, one after the other, or say why not."""
         now, stop = _env_steps(trainer), self.on_save_error == "stop" if stop is None else stop
         for save in saves:
@@ -141,8 +154,8 @@ class RunCheckpoint(ModelCheckpoint):
                 so_far = so_far if self._saved_env_steps else "nothing was saved before"
                 sentence = f"At {now} environment steps the run could not be saved ({error}); {so_far}"
                 if stop:
-                    raise SaveError(f"{sentence}; the run stops (RunCheckpoint.on_save_error is 'stop').") from error
-                log.warning("%s; the next moment to save tries again.", sentence)
+                    raise SaveError(f"{sentence}; the run stops (RunCheckpoint.on_save_error is 'stop')") from error
+                log.warning("%s%s.", sentence, "" if is_over else "; the next moment to save tries again")
                 return
         self._saved_env_steps = now
 

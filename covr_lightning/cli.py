@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:  # the process is this command's own
         keep_freed_memory()
         sys.path.append(os.getcwd())  # classes of one's own, named in a YAML; `python -m` has it in the first place
-        sys.excepthook = _print_masked
+        sys.excepthook, threading.excepthook = _print_masked, _of_thread
     _log_to_stderr()
     _show_crashes()
     try:
@@ -298,6 +299,12 @@ def _log_to_stderr() -> None:
 def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print what nobody caught."""
     print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def _of_thread(raised: threading.ExceptHookArgs) -> None:
+    """The same where it ended a thread; TensorBoard's writer on a full disk hands it on to who logs, who warns."""
+    if raised.exc_value is not None and getattr(raised.thread, "exception", None) is not raised.exc_value:
+        _print_masked(raised.exc_type, raised.exc_value, raised.exc_traceback)
 
 
 def _show_crashes() -> None:

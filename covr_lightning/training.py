@@ -278,6 +278,9 @@ class CovrCLI(ParsingCLI):
             try:
                 with processes.waits_of_others_end_in_one_sentence():
                     super()._run_subcommand(subcommand)
+                for callback in self.trainer.checkpoint_callbacks:
+                    if isinstance(callback, RunCheckpoint):
+                        callback.check_end(self.trainer)
             except (RunFailed, RunStopped) as ended:
                 ended.has_checkpoint = self._has_checkpoint()
                 raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 
-from covr_lightning.cli import _print_masked, main
+from covr_lightning.cli import _of_thread, _print_masked, main
 from covr_lightning.secrets import MaskSecrets, masked
 
 
@@ -77,3 +79,32 @@ def test_a_crash_is_masked(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "no answer from http://…@box/api" in said
     assert "geheim" not in said.splitlines()[-1]
+
+
+def test_a_crash_of_a_thread_is_masked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("no answer from http://me:geheim@box/api")
+
+    monkeypatch.setattr(threading, "excepthook", _of_thread)
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    said = capsys.readouterr().err
+    assert "RuntimeError: no answer from http://…@box/api" in said
+    assert "geheim" not in said.splitlines()[-1]
+
+
+def test_tensorboards_writer_leaves_the_telling_to_who_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(threading, "excepthook", _of_thread)
+    writer = _AsyncWriter(Full())
+    writer._byte_queue.put(b"x")
+    writer._worker.join()
+    with pytest.raises(OSError, match="No space left"):
+        writer.write(b"y")
+    assert capsys.readouterr().err == ""

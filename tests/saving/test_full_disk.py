@@ -53,13 +53,37 @@ def test_a_full_disk(
         assert seen == {"last": 1000, "unfinished": []}
         assert summary(small_disk / "run")["env_steps"] == env_steps_saved(checkpoints / "last.ckpt") == 2000
     else:
-        assert status == 2
-        assert "stops" in told[0]
+        assert status == 3
+        assert "stops (RunCheckpoint.on_save_error is 'stop'). What was saved before stays; --ckpt_path las" in told[0]
         assert env_steps_saved(checkpoints / "last.ckpt") == 1000
     monkeypatch.undo()
     filler.unlink(missing_ok=True)
     assert covr("fit", None, "--ckpt_path", "last", "--data.max_env_steps", "2400", runs=small_disk) == 0
     assert env_steps_saved(checkpoints / "last.ckpt") == 2400
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_at_the_end(
+    covr: Callable[..., int], small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, filler, last = ExperienceData._store, small_disk / "filler", small_disk / "run" / "checkpoints" / "last.ckpt"
+
+    def filling(data: ExperienceData, collected: Any) -> Any:
+        if data.counters.env_steps == 1960:  # of 2000
+            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        return store(data, collected)
+
+    monkeypatch.setattr(ExperienceData, "_store", filling)
+    assert covr("fit", runs=small_disk) == 3
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        "covr: The end of the run, at 2000 environment steps, could not be saved. What was saved before stays; "
+        "--ckpt_path last goes on from there."
+    )
+    assert env_steps_saved(last) == 1000
+    filler.unlink()
+    monkeypatch.undo()
+    assert covr("fit", None, "--ckpt_path", "last", runs=small_disk) == 0
+    assert env_steps_saved(last) == 2000
 
 
 def test_a_disk_that_is_full_in_an_evaluation(
