@@ -107,7 +107,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last if the run has ended without the evaluation that saves it."""
-        if not self._is_saved(trainer):
+        if not self.has_saved(trainer):
             self._save(trainer, self._save_last_checkpoint, is_over=True)
 
     def check_end(self, trainer: L.Trainer) -> None:
@@ -116,11 +116,12 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             SaveError: It is not.
         """
-        if self._saved_env_steps is not None and not self._is_saved(trainer):
+        if not self.has_saved(trainer):
             raise SaveError(f"The end of the run, at {_env_steps(trainer)} environment steps, could not be saved")
 
-    def _is_saved(self, trainer: L.Trainer) -> bool:
-        return self._saved_env_steps == _env_steps(trainer) or _is_test_run(trainer)
+    def has_saved(self, trainer: L.Trainer) -> bool:
+        """Whether all that this process has trained is saved, or is not to be."""
+        return self._saved_env_steps in (None, _env_steps(trainer)) or _is_test_run(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last if a signal stopped the run between two steps; a failure leaves what was saved before.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from covr_lightning.callbacks.checkpoints import RunCheckpoint
 from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
@@ -87,7 +88,9 @@ class RunSummary(L.Callback):
             **({f"warmup_{name}": count for name, count in asdict(warmup).items()} if warmup.asked else {}),
             "rounds": [r.as_dict() for r in rounds],
         }
-        write_or_warn(folder / "summary.json", [as_json(summary)])
+        checkpoints = [one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoint)]
+        if all(one.has_saved(trainer) for one in checkpoints):  # a summary says that a run is over
+            write_or_warn(folder / "summary.json", [as_json(summary)])
         console = Console()
         for table in summary_tables(self.curve, rounds):
             console.print(table)
@@ -105,7 +108,8 @@ class RunSummary(L.Callback):
         if self.curve:
             plot_curve(self.curve, rounds, folder / "curve.png", data.spec.task)
             for name in ("curve.png", "curve.csv", "summary.json"):
-                print(f"{name:>13}: {folder / name}")
+                if (folder / name).is_file():
+                    print(f"{name:>13}: {folder / name}")
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
             print(f"{'best':>13}: {checkpoint.best_model_path}")

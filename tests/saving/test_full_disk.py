@@ -62,15 +62,21 @@ def test_a_full_disk(
     assert env_steps_saved(checkpoints / "last.ckpt") == 2400
 
 
+@pytest.mark.parametrize("room", [0, 60_000])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_is_full_at_the_end(
-    covr: Callable[..., int], small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    covr: Callable[..., int],
+    small_disk: Path,
+    room: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store, filler, last = ExperienceData._store, small_disk / "filler", small_disk / "run" / "checkpoints" / "last.ckpt"
 
     def filling(data: ExperienceData, collected: Any) -> Any:
         if data.counters.env_steps == 1960:  # of 2000
-            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+            free = shutil.disk_usage(small_disk).free
+            filler.write_bytes(bytes(free - room))
         return store(data, collected)
 
     monkeypatch.setattr(ExperienceData, "_store", filling)
@@ -80,10 +86,11 @@ def test_a_disk_that_is_full_at_the_end(
         "--ckpt_path last goes on from there."
     )
     assert env_steps_saved(last) == 1000
+    assert not (small_disk / "run" / "summary.json").exists()  # there may have been room for it
     filler.unlink()
     monkeypatch.undo()
     assert covr("fit", None, "--ckpt_path", "last", runs=small_disk) == 0
-    assert env_steps_saved(last) == 2000
+    assert env_steps_saved(last) == summary(small_disk / "run")["env_steps"] == 2000
 
 
 def test_a_disk_that_is_full_in_an_evaluation(
