@@ -32,8 +32,17 @@ def nothing_forked_stays() -> Iterator[None]:
     forked.end_all()
 
 
+#: Files that take longest. They begin first, so that in the end no process of the tests waits long for the other.
+LONGEST = (
+    "test_data_parallel.py", "test_resume.py", "test_several_processes.py", "test_run_config.py", "test_embedded.py",
+    "test_workers.py", "test_learning.py", "test_memory.py", "test_end_to_end.py", "test_agent_ddp.py",
+    "test_resume_samplers.py", "test_process.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """GPU tests say why they do not run."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if torch.cuda.is_available():
         return
     for item in items:

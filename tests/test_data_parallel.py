@@ -22,6 +22,8 @@ Held = dict[str, Any]
 
 SETTINGS = ("--data.eval_episodes", "3")
 
+WITHOUT_VLM = ("--model.prior", "covr_lightning.agent.NoPrior", "--trainer.callbacks", "null")
+
 
 def run(
     folder: Path,
@@ -173,7 +175,7 @@ def test_a_signal_in_a_round_lets_all_finish_it(two: list[Held], untrained_vlm: 
 
 
 def test_a_save_that_fails_in_one_process_ends_none(untrained_vlm: Path, tmp_path: Path) -> None:
-    first, _ = run(tmp_path, untrained_vlm, 2, stop=("save", "3040"))
+    first, _ = run(tmp_path, untrained_vlm, 2, *WITHOUT_VLM, stop=("save", "3040"))
     assert first["counters"]["env_steps"] == 6000
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
     assert saved["counters"]["env_steps"] == 6000
@@ -194,13 +196,13 @@ def test_a_stop_of_processes_that_lightning_started_is_a_stop(untrained_vlm: Pat
 
 
 def test_all_processes_go_on_from_the_first_ones_checkpoint(untrained_vlm: Path, tmp_path: Path) -> None:
-    short = ("--data.max_env_steps", "1200")
-    run(tmp_path, untrained_vlm, 2, "--name", "mine", *short)
-    run(tmp_path, untrained_vlm, 2, "--name", "another", "--data.max_env_steps", "2000", "--model.seed", "5")
-    another = str(tmp_path / "another" / "checkpoints" / "last.ckpt")
+    another = ("--data.max_env_steps", "2000", "--model.seed", "5")
+    run(tmp_path, untrained_vlm, 2, "--name", "mine", "--data.max_env_steps", "1200", *WITHOUT_VLM)
+    run(tmp_path, untrained_vlm, 2, "--name", "another", *another, *WITHOUT_VLM)
+    other = str(tmp_path / "another" / "checkpoints" / "last.ckpt")
     first, second = run(
         tmp_path, untrained_vlm, 2, "--name", "mine", "--ckpt_path", "last", "--data.max_env_steps", "1600",
-        second=("--ckpt_path", another),
+        *WITHOUT_VLM, second=("--ckpt_path", other),
     )  # fmt: skip
     assert first["counters"] == second["counters"]
     assert first["counters"]["env_steps"] == 1600
@@ -209,7 +211,7 @@ def test_all_processes_go_on_from_the_first_ones_checkpoint(untrained_vlm: Path,
 
 
 def test_a_process_that_dies_ends_the_others(untrained_vlm: Path, tmp_path: Path) -> None:
-    run(tmp_path, untrained_vlm, 2, stop=("3200", "SIGKILL"), status=(3, -9))
+    run(tmp_path, untrained_vlm, 2, *WITHOUT_VLM, stop=("3200", "SIGKILL"), status=(3, -9))
     held = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ExperienceData"]
     assert held["counters"]["env_steps"] == 3040  # the evaluation before
 

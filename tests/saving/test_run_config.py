@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,8 @@ def test_a_finished_run_and_one_that_goes_on_otherwise(runs: Path, capsys: pytes
     assert all((run / "videos" / name).read_bytes() == content for name, content in videos.items())
 
 
-@pytest.mark.parametrize("then", ["OneCollector", "SyncWorkers"])
 def test_a_run_of_asynchronous_workers_goes_on_with_other_episodes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], then: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seeds: list[int] = []
@@ -102,10 +102,13 @@ def test_a_run_of_asynchronous_workers_goes_on_with_other_episodes(
         monkeypatch.setattr(kind, "open", tells(kind))
     two = [*POINT, "--data.num_envs", "2"]
     assert main([*two, "--data.collection", "AsyncWorkers", "--data.max_env_steps", "150"]) == 0
-    assert main([*two, "--ckpt_path", "last", "--data.collection", then]) == 0
-    said = capsys.readouterr().err
-    assert "A checkpoint of asynchronous workers cannot continue the episodes it was stopped in: 2 cut." in said
-    assert seeds == [0, derived_seed(0, 150)]
+    capsys.readouterr()
+    for then in ("OneCollector", "SyncWorkers"):
+        shutil.copytree("runs", then)
+        assert main([*two, "--runs_dir", then, "--ckpt_path", "last", "--data.collection", then]) == 0
+        said = capsys.readouterr().err
+        assert "A checkpoint of asynchronous workers cannot continue the episodes it was stopped in: 2 cut." in said
+    assert seeds == [0, derived_seed(0, 150), derived_seed(0, 150)]
 
 
 def test_a_configuration_that_is_refused_is_not_written(
