@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from covr_lightning.agent.actors import GaussianActor
 from covr_lightning.agent.augmentations import Augmentation
 from covr_lightning.agent.encoders import Encoder
-from covr_lightning.agent.networks import Projection, TwinQ, kept_buffers
+from covr_lightning.agent.networks import Projection, TwinQ, only_asked
 from covr_lightning.envs.base import EnvSpec
 
 P = ParamSpec("P")
@@ -23,16 +23,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def _only_asked(answer: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P], T]:
-    """The same without gradients, by networks as they are written, which have afterwards what they had before.
-
-    Compiled networks are compiled for the update's batches; each other number of frames would be compiled anew.
-    Averages, as a BatchNorm has them, are of the update's batches alone, so that all processes of a run have the same.
-    """
+    """The same by networks that are :func:`only_asked`."""
 
     @wraps(answer)
-    @torch.no_grad()
     def asked(self: M, *args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.compiler.set_stance("force_eager"), kept_buffers(self):
+        with only_asked(self):
             return answer(self, *args, **kwargs)
 
     return asked

@@ -118,16 +118,22 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside, a module is only asked: what it has beside weights, such as a BatchNorm's averages, is put back."""
+def only_asked(module: nn.Module) -> Iterator[None]:
+    """Inside, a module answers without gradients and as it is written, and has afterwards what it had before.
+
+    Compiled networks are compiled for the update's batches; each other number of frames would be compiled anew. What it
+    has beside weights, such as a BatchNorm's averages, is put back: those are of the update's batches alone, so that
+    all processes of a run have the same.
+    """
     owners = [(owner, dict(owner._buffers)) for owner in module.modules() if owner._buffers]
     before = [(b, b.clone()) for _, buffers in owners for b in buffers.values() if b is not None]
-    yield
-    for owner, buffers in owners:  # one may have been assigned anew
-        owner._buffers.update(buffers)
-    for buffer, value in before:
-        if not torch.equal(buffer, value):
-            buffer.copy_(value)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield
+        for owner, buffers in owners:  # one may have been assigned anew
+            owner._buffers.update(buffers)
+        for buffer, value in before:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from covr_lightning.agent.networks import kept_buffers
+from covr_lightning.agent.networks import only_asked
 from covr_lightning.errors import ConfigError, WrongResult, described
 
 if TYPE_CHECKING:
@@ -137,7 +137,6 @@ def feature_count(encoder: Encoder) -> int:
     return features
 
 
-@torch.no_grad()
 def try_parts(agent: SACModule) -> None:
     """Try views, encoder and actor head on two images of noise, where the agent's weights are.
 
@@ -154,8 +153,7 @@ def try_parts(agent: SACModule) -> None:
     frame = (2, spec.channels, spec.frame_height, spec.frame_width)
     images = [torch.randint(256, frame, dtype=torch.uint8, generator=noise).to(device) for _ in range(2)]
     own_rng = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    as_written = torch.compiler.set_stance("force_eager")  # compiled networks are compiled for the update's batches
-    with own_rng, as_written, kept_buffers(agent):
+    with own_rng, only_asked(agent):
         generator = torch.Generator(device).manual_seed(0)
         h = _tried_encoder(agent.trunk, _tried_views(agent, images[0], images[1], generator))
         _try_actor(agent.actor, agent.actor_projection(h), spec.action_dim, generator)

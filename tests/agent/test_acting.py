@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from covr_lightning.agent import RandomCrop, SACModule
-from covr_lightning.agent.networks import kept_buffers
+from covr_lightning.agent.networks import only_asked
 from tests.agent.small_agents import agent, batch
 
 
@@ -85,7 +85,7 @@ def test_what_is_only_asked_has_its_buffers_back() -> None:
     module = Averaging()
     module(torch.rand(4, 3))
     held, before = dict(module.named_buffers()), {name: b.clone() for name, b in module.named_buffers()}
-    with kept_buffers(module):
+    with only_asked(module):
         module(torch.rand(4, 3))
         assert not torch.equal(module.mean, before["mean"])
         assert not torch.equal(module.norm.running_mean, before["norm.running_mean"])
