@@ -110,15 +110,6 @@ class RunCheckpoint(ModelCheckpoint):
         if not self.has_saved(trainer):
             self._save(trainer, self._save_last_checkpoint, is_over=True)
 
-    def check_end(self, trainer: L.Trainer) -> None:
-        """Fail if the end of a run that is over is not saved.
-
-        Raises:
-            SaveError: It is not.
-        """
-        if not self.has_saved(trainer):
-            raise SaveError(f"The end of the run, at {_env_steps(trainer)} environment steps, could not be saved")
-
     def has_saved(self, trainer: L.Trainer) -> bool:
         """Whether all that this process has trained is saved, or is not to be."""
         return self._saved_env_steps in (None, _env_steps(trainer)) or _is_test_run(trainer)
@@ -173,6 +164,11 @@ class RunCheckpoint(ModelCheckpoint):
         if best:
             self.best_model_path, self.best_model_score = best[0], here[best[0]]
             self.kth_best_model_path, self.kth_value = best[-1], here[best[-1]]
+
+
+def is_all_saved(trainer: L.Trainer) -> bool:
+    """Whether every :class:`RunCheckpoint` of a run has saved where the run is now."""
+    return all(one.has_saved(trainer) for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoint))
 
 
 def _env_steps(trainer: L.Trainer) -> int:

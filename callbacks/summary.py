@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from covr_lightning.callbacks.checkpoints import RunCheckpoint
+from covr_lightning.callbacks.checkpoints import is_all_saved
 from covr_lightning.callbacks.progressive_finetune import ProgressiveFineTune
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
@@ -88,8 +88,7 @@ class RunSummary(L.Callback):
             **({f"warmup_{name}": count for name, count in asdict(warmup).items()} if warmup.asked else {}),
             "rounds": [r.as_dict() for r in rounds],
         }
-        checkpoints = [one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoint)]
-        if all(one.has_saved(trainer) for one in checkpoints):  # a summary says that a run is over
+        if is_all_saved(trainer):  # a summary says that a run is over
             write_or_warn(folder / "summary.json", [as_json(summary)])
         console = Console()
         for table in summary_tables(self.curve, rounds):

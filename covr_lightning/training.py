@@ -32,6 +32,7 @@ from covr_lightning.callbacks import (
     StopOnSignal,
     VLMActs,
 )
+from covr_lightning.callbacks.checkpoints import SaveError, is_all_saved
 from covr_lightning.cli import run_folder
 from covr_lightning.data.datamodule import ExperienceData
 from covr_lightning.errors import ConfigError, RunFailed
@@ -278,9 +279,9 @@ class CovrCLI(ParsingCLI):
             try:
                 with processes.waits_of_others_end_in_one_sentence():
                     super()._run_subcommand(subcommand)
-                for callback in self.trainer.checkpoint_callbacks:
-                    if isinstance(callback, RunCheckpoint):
-                        callback.check_end(self.trainer)
+                if not is_all_saved(self.trainer):
+                    steps = self.datamodule.counters.env_steps
+                    raise SaveError(f"The end of the run, at {steps} environment steps, could not be saved")
             except (RunFailed, RunStopped) as ended:
                 ended.has_checkpoint = self._has_checkpoint()
                 raise
