@@ -21,6 +21,9 @@ _SHOWN_DIMENSIONS = 2
 #: Height of a row of round numbers below the sigmoid, on its axis, and how many stand in it at most.
 _NUMBERS, _MOST_NUMBERS = 0.09, 12
 
+#: Of bars in the colour of the grid's lines.
+_OUTLINE: dict[str, Any] = {"edgecolor": MUTED, "linewidth": 0.8}
+
 #: How lines are drawn, one after the other each time that the colours are used up.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
@@ -115,8 +118,7 @@ def returns_in_buffer(round_: dict) -> Figure | None:
     figure, axes = new_figure()
     edges, everything, kept = (np.array(histogram[name]) for name in ("edges", "all", "kept"))
     width = np.diff(edges)
-    outline: dict[str, Any] = {"edgecolor": MUTED, "linewidth": 0.8}
-    axes.bar(edges[:-1], everything, width, align="edge", color=LINE, **outline, label=f"D_f: {round_['rows']:,} rows")
+    axes.bar(edges[:-1], everything, width, align="edge", color=LINE, **_OUTLINE, label=f"D_f: {round_['rows']:,} rows")
     axes.bar(edges[:-1], kept, width, align="edge", color=COLORS[0], label=f"kept: {round_['kept']:,}")
     if _known(round_, "tau"):
         axes.axvline(round_["tau"], color=COLORS[1], linewidth=2, label=f"τ = {round_['tau']:.1f}")
@@ -143,7 +145,7 @@ def kept_per_round(run: Run) -> Figure | None:
     names = [name for name in names if any(r.get(name[0]) for r in run.rounds)]
     for i, (name, text, color) in enumerate(names):
         place = x + (i - (len(names) - 1) / 2) * 0.27
-        outline: dict[str, Any] = {"edgecolor": MUTED, "linewidth": 0.8} if color == LINE else {}
+        outline = _OUTLINE if color == LINE else {}
         bars = axes.bar(place, [r.get(name, 0) for r in run.rounds], 0.25, color=color, label=text, **outline)
         if len(run.rounds) <= 6:
             axes.bar_label(bars, fontsize=9, color=INK, padding=2)

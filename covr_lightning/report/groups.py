@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +53,7 @@ class Group:
     @property
     def names(self) -> set[str]:
         """Its runs' own names: a sweep's configurations, of which two may be one, each with seeds of its own."""
-        return {_name(run.folder.resolve()) for run in self.runs}
+        return {_name(run) for run in self.runs}
 
     @property
     def first(self) -> Run:
@@ -169,7 +168,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     named: list[Group] = []
     for members in groups.values():
         members.sort(key=lambda run: run.seed)
-        name = _common([_name(run.folder.resolve()) for run in members])
+        name = _common([_name(run) for run in members])
         others = [group.name for group in named]
         n = 2
         while (name if n == 2 else f"{name} ({n - 1})") in others:
@@ -186,7 +185,8 @@ def _common(names: Sequence[str]) -> str:
     return without.pop() if len(without) == 1 and "" not in without else ", ".join(names)
 
 
-def _name(folder: Path) -> str:
+def _name(run: Run) -> str:
     """A run's name; that of a sweep's config, whose runs are ``NAME/seed_N``. What is no UTF-8 in it is a ``?``."""
+    folder = run.folder.resolve()
     name = folder.parent.name if re.fullmatch(r"seed_\d+", folder.name) else folder.name
     return name.encode(errors="replace").decode()
