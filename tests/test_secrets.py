@@ -95,7 +95,7 @@ def test_a_crash_of_a_thread_is_masked(capsys: pytest.CaptureFixture[str], monke
 
 
 def test_tensorboards_writer_leaves_the_telling_to_who_logs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
         def write(self, data: bytes) -> None:

@@ -84,7 +84,7 @@ def set_up(
     vlm, agent = FakeVLM(), agent or small_agent()
     data = SimpleNamespace(
         vlm=vlm, seed=7, spec=agent.spec, max_env_steps=100_000, listeners=[],
-        counters=Counters(), warmup_actions=warmup_actions, warmup_agent_steps=10,
+        counters=Counters(), warmup_actions=warmup_actions,
     )  # fmt: skip
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     callback.setup(SimpleNamespace(datamodule=data, strategy=strategy), agent, "fit")  # type: ignore[arg-type]
