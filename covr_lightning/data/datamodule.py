@@ -183,6 +183,7 @@ class ExperienceData(ResumingData):
         )
         if isinstance(replay.sampler, RunSampler):
             replay.sampler.agent_gamma = model.gamma
+            replay.sampler.run_rows = steps_of_an_env * self.num_envs
             if replay.sampler.wants_td_errors:
                 model.td_error_listener = replay.update_priority
         sequences = SequenceSampler.needed_by(model.objective_list, replay.storage, self.spec, own_seed)

@@ -19,30 +19,34 @@ class EmphasizingRecentSampler(RunSampler):
 
     c_k = max(N · η^{1000 k / K}, c_min), at most all rows there are; η goes linearly from `eta` to 1 over the run.
     There, K updates follow an episode of K steps, and update k = 0 … K − 1 is on the newest c_k rows. Here an update
-    follows each agent step: k is the number of the newest row in its episode, K the longest episode. So an episode that
-    ends early does not come to its smallest c_k. Rows of all environments count as one replay, in the order of time; of
-    several environments, the one whose row is the newest gives k.
+    follows each agent step: k is the number of the newest row in its episode, and K, as an episode's length is not known
+    before its end, that of the same environment's episode before it; the longest there can be, if the replay has none.
+    An episode that is longer than K stays at the smallest c_k. Rows of all environments count as one replay, in the order
+    of time; of several environments, the one whose row is the newest gives k and K.
 
     Defaults are those of the authors' ``SOP_ere.py``, but for c_min: with their 5000 sampling would be uniform for a
-    fifth or more of a run of 12,500 to 25,000 agent steps. With η = 1 sampling is uniform, with the same draws as
-    TorchRL's RandomSampler.
+    fifth or more of a run of 12,500 to 25,000 agent steps. Their N is the replay's capacity, 10⁶, which is also the
+    length of a run that ``SOP_ere.py`` makes; here it is the run's length, as a run may be much shorter than its replay's
+    capacity, and c_k is less than all rows in some 70 % of the updates (with a capacity of four or eight times the
+    run's rows, in 20 or 8 %). With η = 1 sampling is uniform, with the same draws as TorchRL's RandomSampler.
 
     Args:
         eta: η at the beginning; the authors take 0.994, others 0.996.
         c_min: Rows that are always drawn from; several processes share them out.
-        n: N: ``"capacity"`` of the replay, as the authors have it, or ``"rows"``, as many as there are.
+        n: N: ``"run"``, as many rows as the run makes, at most the replay's capacity; ``"capacity"`` of the replay; or
+            ``"rows"``, as many as there are.
 
     Raises:
         ConfigError: A value is out of range.
     """
 
-    def __init__(self, eta: float = 0.994, c_min: int = 1000, n: Literal["capacity", "rows"] = "capacity") -> None:
+    def __init__(self, eta: float = 0.994, c_min: int = 1000, n: Literal["run", "capacity", "rows"] = "run") -> None:
         if not 0 < eta <= 1:
             raise ConfigError(f"data.sampler.eta is {eta}; it must lie above 0 and at most at 1.")
         if c_min < 1:
             raise ConfigError(f"data.sampler.c_min is {c_min}; it must be at least 1.")
-        if n not in ("capacity", "rows"):
-            raise ConfigError(f"data.sampler.n is {n!r}; it can be 'capacity' or 'rows'.")
+        if n not in ("run", "capacity", "rows"):
+            raise ConfigError(f"data.sampler.n is {n!r}; it can be 'run', 'capacity' or 'rows'.")
         self.eta = eta
         self.c_min = c_min
         self.n = n
@@ -53,10 +57,22 @@ class EmphasizingRecentSampler(RunSampler):
         Args:
             storage: The replay's storage, not empty.
         """
-        k = int(storage.column("episode_row")[storage.last_row_id % storage.max_size])
-        n = storage.max_size if self.n == "capacity" else len(storage)
-        c = int(n * self.annealed(self.eta) ** (1000 * k / self.episode_agent_steps))
+        position = storage.last_row_id % storage.max_size
+        episode = self._episode_before(storage, position)
+        k = min(int(storage.column("episode_row")[position]), episode - 1)
+        n = {"run": min(storage.max_size, self.run_rows), "capacity": storage.max_size, "rows": len(storage)}[self.n]
+        c = int(n * self.annealed(self.eta) ** (1000 * k / episode))
         return min(max(c, math.ceil(self.c_min / processes.count())), len(storage))
+
+    def _episode_before(self, storage: FrameStackStorage, position: int) -> int:
+        """K: rows of the episode before the one that the row at `position` is of, in its environment."""
+        env = storage.column("env")
+        ended = storage.column(("next", "done")).squeeze(-1) & (env == env[position])
+        ended[position] = False
+        if not ended.any():
+            return self.episode_agent_steps
+        last = int(torch.where(ended, storage.column("row_id"), -1).argmax())
+        return int(storage.column("episode_row")[last]) + 1
 
     def sample(self, storage: FrameStackStorage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Draw rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from typing import Any
 
@@ -14,6 +15,8 @@ class RunSampler(Sampler, ABC):
     Attributes:
         progress: Share of the run's environment steps that have been taken, in [0, 1].
         episode_agent_steps: Agent steps of the longest episode.
+        run_rows: Rows that the whole run makes for this replay (a process's share, where several collect); without a
+            run, without end.
         agent_gamma: The agent's discount γ.
         wants_td_errors: Whether `update_priority` is to be called with each update's |δ|.
     """
@@ -21,6 +24,7 @@ class RunSampler(Sampler, ABC):
     wants_td_errors = False
     progress = 0.0
     episode_agent_steps = 1
+    run_rows = math.inf
     agent_gamma = 0.99
 
     def annealed(self, start: float, end: float = 1.0) -> float:

@@ -19,15 +19,18 @@ SHORT = ("--data.max_env_steps", "2400", "--model.prior", "covr_lightning.agent.
 
 def test_how_far_the_run_has_come(untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress: list[float] = []
+    rows: set[float] = set()
     sample = EmphasizingRecentSampler.sample
 
     def noting(sampler: EmphasizingRecentSampler, *arguments: Any) -> Any:
         progress.append(sampler.progress)
+        rows.add(sampler.run_rows)
         return sample(sampler, *arguments)
 
     monkeypatch.setattr(EmphasizingRecentSampler, "sample", noting)
     assert fit(tmp_path, untrained_vlm, *SHORT, "--data.sampler", "EmphasizingRecentSampler") == 0
     assert progress == pytest.approx([agent_step / 60 for agent_step in range(20, 61)])
+    assert rows == {60}
 
 
 def test_the_td_errors_of_its_rows(untrained_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
