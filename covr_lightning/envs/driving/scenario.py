@@ -161,7 +161,7 @@ class RewardWeights:
 
     Attributes:
         collision: Per N·s of collision impulse.
-        lane_invasion: Per crossed lane marking.
+        lane_invasion: Per corner of the car that crosses a lane marking.
         steer: Per unit of |steer|.
     """
 

@@ -26,7 +26,7 @@ class Tick:
         speed: Speed along the lane's direction after the tick, m/s; v of Eqs. 7 and 8.
         velocity: Speed in any direction, m/s (decides whether the car is stuck).
         collision: Sum of the collision impulses of this tick, N·s.
-        lane_invasions: Lane markings crossed in this tick.
+        lane_invasions: Corners of the car that crossed a lane marking in this tick.
         off_road: The car's middle is on no lane of the road any more.
         end_of_road: There is no road left to drive on.
     """

@@ -21,7 +21,7 @@ from covr_lightning.envs.driving.road.traffic import (
 from covr_lightning.envs.driving.scenario import Scenario
 from covr_lightning.envs.driving.simulator import DrivingSimulator, RoadView, Tick
 
-#: A car closer than this to the driven car's start is moved out of the way, metres.
+#: A car closer than this to the driven car's start is left out, metres.
 START_CLEARANCE = 8.0
 
 
@@ -107,12 +107,12 @@ class RoadSimulator(DrivingSimulator):
         return others
 
     def _crossed_markings(self, before: Pose, after: Pose) -> int:
-        """Markings that any corner of the driven car passed over."""
-        crossed: set[float] = set()
+        """How often a corner of the driven car passed over a marking, as CARLA's LaneInvasionSensor reports them."""
+        crossed = 0
         for a, b in zip(bodies.corners(before, CAR), bodies.corners(after, CAR), strict=True):
             d0, d1 = self.track.project(*a)[1], self.track.project(*b)[1]
-            crossed |= {m for m in self.track.markings if min(d0, d1) < m <= max(d0, d1)}
-        return len(crossed)
+            crossed += sum(min(d0, d1) < m <= max(d0, d1) for m in self.track.markings)
+        return crossed
 
     def frame(self) -> np.ndarray:
         """The front camera's picture."""
