@@ -29,8 +29,8 @@ class DeepMDP(Objective):
     This is the baseline of DBC (Zhang et al., 2021; deep_bisim4control, ``agent/deepmdp_agent.py``), which COVR takes
     on CARLA. It leaves out the Wasserstein distance and the gradient penalty of the first DeepMDP (Gelada et al.,
     2019), as that code does. The reward is read from [z, a]; DBC's own agent reads it from the foretold z'. There, this
-    loss comes between the critics' update and the actor's; here after both. The weight decay is that code's CARLA
-    script's, on T and R alone.
+    loss comes between the critics' update and the actor's; here after both. The weight decay is that of that
+    code's scripts, on T and R alone.
 
     Args:
         lr: Learning rate of T and R.

@@ -19,16 +19,16 @@ class EmphasizingRecentSampler(RunSampler):
 
     c_k = max(N · η^{1000 k / K}, c_min), at most all rows there are; η goes linearly from `eta` to 1 over the run.
     There, K updates follow an episode of K steps, and update k = 0 … K − 1 is on the newest c_k rows. Here an update
-    follows each agent step: k is the number of the newest row in its episode, and K, as an episode's length is not known
-    before its end, that of the same environment's episode before it; the longest there can be, if the replay has none.
-    An episode that is longer than K stays at the smallest c_k. Rows of all environments count as one replay, in the order
-    of time; of several environments, the one whose row is the newest gives k and K.
+    follows each agent step: k is the number of the newest row in its episode. K, as an episode's length is not known
+    before its end, is that of the same environment's episode before it, or, if the replay has none, of the longest
+    there can be. An episode that is longer than K stays at the smallest c_k. Rows of all environments count as one
+    replay, in the order of time; of several environments, the one whose row is the newest gives k and K.
 
     Defaults are those of the authors' ``SOP_ere.py``, but for c_min: with their 5000 sampling would be uniform for a
     fifth or more of a run of 12,500 to 25,000 agent steps. Their N is the replay's capacity, 10⁶, which is also the
-    length of a run that ``SOP_ere.py`` makes; here it is the run's length, as a run may be much shorter than its replay's
-    capacity, and c_k is less than all rows in some 70 % of the updates (with a capacity of four or eight times the
-    run's rows, in 20 or 8 %). With η = 1 sampling is uniform, with the same draws as TorchRL's RandomSampler.
+    length of a run that ``SOP_ere.py`` makes. Here it is the run's length, as a run may be much shorter than its
+    replay's capacity; c_k is less than all rows in some 70 % of the updates (with a capacity of four or eight times
+    the run's rows, in 20 or 8 %). With η = 1 sampling is uniform, with the same draws as TorchRL's RandomSampler.
 
     Args:
         eta: η at the beginning; the authors take 0.994, others 0.996.

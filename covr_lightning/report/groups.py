@@ -104,7 +104,7 @@ class Group:
     def policy_after(self, round_: int, name: str = "return") -> Measured:
         """The seeds' first evaluations after a round, of those whose next round was not before it.
 
-        One at the round's own step is left out: the round comes behind it, so that policy has nothing from it.
+        One at the round's own step is left out: it comes behind the round, but its policy has nothing from it yet.
         """
         values = []
         for run in self.runs:

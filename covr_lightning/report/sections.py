@@ -73,7 +73,7 @@ def _unheard(group: Group) -> str:
         return ""
     return (
         f'<p class="small">Of {asked:,} answers that the VLM was asked for while it played alone, {unparsable:,} could '
-        f"not be parsed and {unanswered:,} never came; the action was 0 then.</p>"
+        f"not be parsed and {unanswered:,} never came; it did nothing then.</p>"
     )
 
 

@@ -253,8 +253,8 @@ def test_corners_that_cross_at_once_count_each(highway: DrivingEnv) -> None:
     start = sim.track.pose(300.0, 0.6)
     sim.ego, sim.speed = start._replace(heading=start.heading - math.pi / 2), 8.0
     crossings = [sim.tick(0.0, 0.064).lane_invasions for _ in range(14)]  # 0.4 m each
-    # Across the road, the middle of a car of 4.6 m from 0.6 to 6.2 m: its front goes over the marking at 3.5 m, its rear
-    # over that at 0, its front over that at 7, its rear over that at 3.5, two corners each time.
+    # Across the road, the middle of a car of 4.6 m from 0.6 to 6.2 m: its front goes over the marking at 3.5 m, its
+    # rear over that at 0, its front over that at 7, its rear over that at 3.5, two corners each time.
     assert [n for n in crossings if n] == [2, 2, 2, 2]
 
 
