@@ -306,6 +306,18 @@ def test_pictures_differ_in_the_rain_and_show_the_sky(highway: DrivingEnv) -> No
     assert a[100:].mean() > b[100:].mean() + 10  # a wet road
 
 
+def test_an_episodes_first_picture_does_not_hang_on_where_the_one_before_ended(highway: DrivingEnv) -> None:
+    sim = simulator(highway)
+    pictures = []
+    for _ in range(2):
+        sim.seed(1)
+        sim.reset()
+        pictures.append(sim.frame())
+        sim.ego = sim.track.pose(sim.track.length - 50, 1.75)
+        sim.frame()
+    np.testing.assert_array_equal(*pictures)
+
+
 def drive_episode(env: DrivingEnv, driver: LaneKeepingDriver | RandomDriver, seed: int) -> tuple[float, float, str]:
     env.simulator_seed(seed)
     env.simulator_reset()

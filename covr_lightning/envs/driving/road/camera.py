@@ -56,6 +56,8 @@ class Camera:
         """The picture (size, size, 3) uint8 of a state whose kinematics are up to date."""
         self._context.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
+        # mjv_updateScene lays the endless ground around where the scene's camera was in the picture before.
+        mujoco.mjv_updateCamera(self.model, data, self._camera, self._scene)
         mujoco.mjv_updateScene(self.model, data, self._option, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._rect, self._scene, self._mjr)
         mujoco.mjr_readPixels(self._pixels, None, self._rect, self._mjr)
