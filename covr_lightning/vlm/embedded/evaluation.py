@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from covr_lightning.vlm.prompts import Prompt, dmc_tasks, prompt_for
 
 REPORT_FILE = "report.json"
 HELD_OUT_SEED = 1_000_003
-RENDERINGS = tuple((size, full_quality) for full_quality in (False, True) for size in RENDER_SIZES)
 
 
 def ask(model: Any, processor: Any, prompt: Prompt, frames: Tensor, batch_size: int = 64) -> list[str]:
@@ -65,11 +65,7 @@ def evaluate_scene(
     """
     rng = np.random.default_rng(seed)
     errors, constant_errors, unparsable = [], [], 0
-    for index, part in enumerate(np.array_split(np.arange(count), len(RENDERINGS))):
-        if len(part) == 0:
-            continue
-        size, full_quality = RENDERINGS[index]
-        pixels, readings = render_native_frames(scene, len(part), seed + 1 + index, size, full_quality)
+    for pixels, readings in _held_out_frames(scene, count, seed):
         order = rng.permutation(len(scene.readings))
         question = reading_question(scene, [int(column) for column in order])
         codec = unit_codec(len(order))
@@ -99,10 +95,25 @@ def evaluate_scene(
     }
 
 
+def _held_out_frames(scene: Scene, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`count` frames and their readings, in one part for each quality and render size."""
+    parts = [len(part) for part in np.array_split(np.arange(count), 2 * len(RENDER_SIZES))]
+    with closing(scene.open(full_quality=False)) as stage:
+        for number, size in enumerate(RENDER_SIZES):
+            if parts[number]:
+                yield render_native_frames(stage, parts[number], seed + 1 + number, size)
+    # In full quality it rains on the highway, and rain goes on from picture to picture: each part begins anew.
+    for number, size in enumerate(RENDER_SIZES, len(RENDER_SIZES)):
+        if parts[number]:
+            with closing(scene.open(full_quality=True)) as stage:
+                yield render_native_frames(stage, parts[number], seed + 1 + number, size)
+
+
 def unparsable_rate(model: Any, processor: Any, task: str, scene: Scene, count: int, seed: int) -> float:
     """Share of answers to a task's prompt that do not parse to the task's number of values."""
     prompt = prompt_for(task)
-    pixels, _ = render_native_frames(scene, count, seed, RENDER_SIZES[1], full_quality=False)
+    with closing(scene.open(full_quality=False)) as stage:
+        pixels, _ = render_native_frames(stage, count, seed, RENDER_SIZES[1])
     texts = ask(model, processor, prompt, torch.from_numpy(pixels))
     codec = unit_codec(prompt.action_size)
     return sum(not codec.decode(text)[1] for text in texts) / count

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from covr_lightning.vlm.embedded.scenes import Scene
+from covr_lightning.vlm.embedded.scenes import Scene, Stage
 
 IMAGE_SIZE = 128
 RENDER_SIZES = (64, 84, 100, 128)
@@ -67,21 +67,22 @@ def render_frames(
     return Frames(pixels, readings)
 
 
-def render_native_frames(
-    scene: Scene, count: int, seed: int, size: int, full_quality: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Renders `count` random placements at one size and quality, not resized, as an environment would hand them out.
+def render_native_frames(stage: Stage, count: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Renders `count` random placements at one size, not resized, as an environment would hand them out.
+
+    Args:
+        stage: where; it stays open.
+        count: number of frames.
+        seed: fixes placements.
+        size: in pixels.
 
     Returns:
         Frames (N, 3, size, size) uint8 and readings (N, R) float32.
     """
     rng = np.random.default_rng(seed)
-    stage = scene.open(full_quality)
-    pixels = np.empty((count, 3, size, size), dtype=np.uint8)
-    readings = np.empty((count, len(scene.readings)), dtype=np.float32)
-    for index in range(count):
+    pixels, readings = [], []
+    for _ in range(count):
         stage.place(rng)
-        pixels[index] = stage.picture(size).transpose(2, 0, 1)
-        readings[index] = stage.read()
-    stage.close()
-    return pixels, readings
+        pixels.append(stage.picture(size).transpose(2, 0, 1))
+        readings.append(stage.read())
+    return np.stack(pixels), np.stack(readings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     rng = np.random.default_rng(seed)
     for row, scene in enumerate(scenes.values()):
-        pixels, readings = render_native_frames(scene, per_scene, seed + row, IMAGE_SIZE, full_quality=False)
+        with closing(scene.open(full_quality=False)) as stage:
+            pixels, readings = render_native_frames(stage, per_scene, seed + row, IMAGE_SIZE)
         order = [int(column) for column in rng.permutation(len(scene.readings))]
         prompt = reading_question(scene, order).prompt
         texts = ask(model, processor, prompt, torch.from_numpy(pixels))
