@@ -69,10 +69,10 @@ class EmphasizingRecentSampler(RunSampler):
         env = storage.column("env")
         ended = storage.column(("next", "done")).squeeze(-1) & (env == env[position])
         ended[position] = False
-        if not ended.any():
+        rows = storage.column("row_id")[ended]
+        if not len(rows):
             return self.episode_agent_steps
-        last = int(torch.where(ended, storage.column("row_id"), -1).argmax())
-        return int(storage.column("episode_row")[last]) + 1
+        return int(storage.column("episode_row")[rows.max() % storage.max_size]) + 1
 
     def sample(self, storage: FrameStackStorage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Draw rows.
