@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import PicklingError, UnpicklingError
 from typing import Any
 
 import torch
@@ -58,7 +58,10 @@ class CheckpointFiles(TorchCheckpointIO):
             OSError: It could not be written; what was at `path` is still there.
         """
         buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
+        try:
+            torch.save(checkpoint, buffer)
+        except (PicklingError, TypeError, AttributeError) as error:  # pickle raises any of them
+            raise _unreadable(checkpoint, error) from error
         if not self._read_back:
             _check_readable(buffer, checkpoint)
             self._read_back = True
@@ -190,11 +193,15 @@ def _check_readable(archive: io.BytesIO, checkpoint: dict[str, Any]) -> None:
     try:
         torch.load(archive, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        where, kind = _foreign(checkpoint) or ("somewhere", str(error).splitlines()[0])
-        raise ConfigError(
-            f"The run cannot be saved: its checkpoint would hold a {kind} ({where}), which could not be read again. "
-            "What state_dict and random_state give must be tensors and plain values (.tolist(), .item())."
-        ) from error
+        raise _unreadable(checkpoint, error) from error
+
+
+def _unreadable(checkpoint: dict[str, Any], error: Exception) -> ConfigError:
+    where, kind = _foreign(checkpoint) or ("somewhere", str(error).splitlines()[0])
+    return ConfigError(
+        f"The run cannot be saved: its checkpoint would hold a {kind} ({where}), which could not be read again. "
+        "What state_dict and random_state give must be tensors and plain values (.tolist(), .item())."
+    )
 
 
 def _foreign(value: Any, at: str = "") -> tuple[str, str] | None:
@@ -204,7 +211,8 @@ def _foreign(value: Any, at: str = "") -> tuple[str, str] | None:
         inside = (_foreign(part, f"{at}.{key}" if at else str(key)) for key, part in parts)
         return next((found for found in inside if found), None)
     module, name = type(value).__module__, type(value).__name__
-    return None if module.split(".")[0] in ("builtins", "torch") else (at, f"{module}.{name}")
+    plain = module.split(".")[0] in ("builtins", "torch") and not callable(value)
+    return None if plain else (at, f"{module}.{name}")
 
 
 def _sealed(archive: io.BytesIO) -> Iterator[bytes | memoryview]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,11 @@ def manifest(folder: Path, *names: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(np.float64(3), "numpy.float64"), (np.arange(3), "numpy.ndarray"), (np.random.default_rng(0), "Generator")],
-)
+    [
+        (np.float64(3), "numpy.float64"), (np.arange(3), "numpy.ndarray"), (np.random.default_rng(0), "Generator"),
+        (lambda: 3, "function"), (Lock(), "lock"), (Path, "type"),
+    ],
+)  # fmt: skip
 def test_what_could_not_be_read_again_is_not_written(value: Any, kind: str, tmp_path: Path) -> None:
     given = checkpoint() | {"callbacks": {"Count": {"seen": [1, value]}}}
     with pytest.raises(ConfigError, match=rf"would hold a .*{kind} \(callbacks\.Count\.seen\.1\).*\.tolist\(\)"):
