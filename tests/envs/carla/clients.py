@@ -232,19 +232,23 @@ def frozen(root: str) -> dict[str, Any]:
 
 
 def hits_a_walker(port: int) -> dict[str, Any]:
-    """Drives fast through the first crossing of the ghost-pedestrian scenario."""
+    """Drives fast into the first pedestrian of the ghost-pedestrian scenario, and a second further."""
     env = Carla("ghost_pedestrian", port=port, **FAST).make(1)
     env.reset()
     cast = simulator_of(env)._cast
     assert cast
-    actor = cast.walkers[0].actor
-    steps, places = [], []
-    while not (steps and steps[-1]["done"]) and len(steps) < 300:
-        steps.append(step(env, 0.0, 0.6))
-        places.append(actor.get_location().y)
-    hit = next((i for i, s in enumerate(steps) if s["reward"] < 0), -1)
-    result = {"hit": hit, "walked": abs(places[hit] - places[0]), "after": abs(places[-1] - places[hit])}
-    result |= {"ended": env.progress.ended, "others": [w.walking for w in cast.walkers[1:]]}
+    walker = cast.walkers[0]
+    rewards: list[float] = []
+    places: list[float] = []
+    hit = begun = -1
+    while len(rewards) < 300 and not 0 <= hit < len(rewards) - 20:
+        rewards.append(step(env, 0.0, 0.6)["reward"])
+        places.append(walker.actor.get_location().y)
+        begun = len(rewards) if walker.walking and begun < 0 else begun
+        hit = len(rewards) - 1 if rewards[-1] < -1 and hit < 0 else hit
+    result = {"walked": abs(places[hit] - places[0]), "planned": walker.speed * 0.05 * (hit - begun)}
+    result |= {"after": abs(places[-1] - places[hit]), "hits": sum(r < -1 for r in rewards)}
+    result |= {"drives_on": rewards[-1] > 0, "others": [w.walking for w in cast.walkers[1:]]}
     env.close()
     return result
 

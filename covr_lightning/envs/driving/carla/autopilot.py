@@ -32,6 +32,7 @@ class Autopilot:
         import carla
 
         self.tm_port = tm_port
+        self.timeout_seconds = timeout_seconds
         self.client = carla.Client(host, port)
         self.client.set_timeout(timeout_seconds)
         self.world = self.client.get_world()
@@ -63,7 +64,7 @@ class Autopilot:
 
     def tick(self) -> dict:
         """One tick of the server, then the controls for the next."""
-        return {"frame": self.world.tick()}
+        return {"frame": self.world.tick(self.timeout_seconds)}
 
     def rest(self) -> dict:
         """Let go of all vehicles, before they are destroyed."""

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 TRIES = 20
 #: Spawned this far above the road, so that wheels and feet do not stick in it, metres.
 VEHICLE_LIFT, WALKER_LIFT = 0.3, 1.0
+#: Where somebody with a fixed place is put if something stands there: metres along the road and to its right.
+NEARBY = ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.3), (0.0, -0.3), (1.5, 0.0), (-1.5, 0.0))
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Walker:
         direction: Unit vector of their way.
         distance: Length of their way, metres.
         walking: Whether they have started.
-        hit: Whether the driven car ran into them; they stay there.
+        hit: Whether the driven car ran into them; they walk no more.
+        planned: How far they should have come, metres.
     """
 
     actor: Any
@@ -52,6 +55,7 @@ class Walker:
     distance: float
     walking: bool = False
     hit: bool = False
+    planned: float = 0.0
 
 
 @dataclass
@@ -114,8 +118,7 @@ class Casting:
             ConfigError: The scenario does not fit the server.
         """
         for parked in self.scenario.parked:
-            place = self.place(parked.s, parked.d, VEHICLE_LIFT)
-            vehicle = self._try(self._blueprint(parked.vehicle, still=True), place)
+            vehicle, _ = self._try_near(self._blueprint(parked.vehicle, still=True), parked.s, parked.d, VEHICLE_LIFT)
             if vehicle is None:
                 logger.warning("Something stands where %s is to be parked, at s = %g m.", parked.vehicle, parked.s)
             else:
@@ -194,6 +197,15 @@ class Casting:
         self.cast.actors.append(actor.id)
         return actor
 
+    def _try_near(self, blueprint: Any, s: float, d: float, lift: float, turn: float = 0.0) -> tuple[Any, Any]:
+        """Spawn at a place or, where something stands, close by; the actor, or None, and the place."""
+        for along, aside in NEARBY:
+            place = self.place(s + along, d + aside, lift, turn)
+            actor = self._try(blueprint, place)
+            if actor is not None:
+                break
+        return actor, place
+
     def _spawn_ego(self) -> None:
         start = self.scenario.ego
         blueprint = self._blueprint(start.vehicle, still=True)
@@ -249,11 +261,12 @@ class Casting:
     def _spawn_walker(self, crossing: Crossing) -> None:
         people = sorted(b.id for b in self.library.filter("walker.pedestrian.*"))
         blueprint = self._blueprint(str(self.rng.choice(people)))
-        # Walkers are invincible by default: CARLA removes others when a car hits them.
+        # By default they are invincible, and then a car that runs over them has no collision (carla issues 4536, 7025).
+        blueprint.set_attribute("is_invincible", "false")
         seconds, speed = float(self.rng.uniform(*crossing.trigger_seconds)), float(self.rng.uniform(*crossing.speed))
         way = crossing.end_d - crossing.start_d
-        start = self.place(crossing.s, crossing.start_d, WALKER_LIFT, turn=math.copysign(90.0, way))
-        actor = self._try(blueprint, start)
+        turn = math.copysign(90.0, way)
+        actor, start = self._try_near(blueprint, crossing.s, crossing.start_d, WALKER_LIFT, turn)
         if actor is None:
             logger.warning("Something stands where a pedestrian is to wait, at s = %g m.", crossing.s)
             return

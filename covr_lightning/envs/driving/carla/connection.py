@@ -32,6 +32,8 @@ QUIET_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 30.0
 #: How long a server is watched on which actors of another machine's process are.
 FOREIGN_SECONDS = 3.0
+#: How long the traffic manager may take to sign off at a server that answers.
+SIGN_OFF_SECONDS = 6.0
 TAG = "covr"
 _numbers = itertools.count(1)
 
@@ -168,6 +170,7 @@ class CarlaConnection:
             if self._settings is None or not settings.synchronous_mode:  # else they are those that we gave it
                 self._settings = _to_put_back(world.get_settings())
             settings.synchronous_mode = True
+            settings.no_rendering_mode = False
             settings.fixed_delta_seconds = self.scenario.tick_seconds
             settings.max_substep_delta_time = 0.01
             settings.max_substeps = max(10, round(self.scenario.tick_seconds / 0.01))
@@ -344,7 +347,7 @@ class CarlaConnection:
     def _end_traffic(self) -> None:
         traffic, self._traffic = self._traffic, None
         if traffic:
-            traffic.close()
+            traffic.close(SIGN_OFF_SECONDS if self.alive else 1.0)
 
 
 def _to_put_back(settings: Any) -> Any:

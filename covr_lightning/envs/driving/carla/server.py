@@ -116,6 +116,7 @@ class CarlaServer:
                 client.set_timeout(10.0)
                 try:
                     client.get_server_version()
+                    client.get_world()  # answers only once the town is there
                     return
                 except RuntimeError:
                     pass  # it listens, but is still loading

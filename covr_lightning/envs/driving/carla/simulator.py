@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -13,6 +12,7 @@ import numpy as np
 from covr_lightning.envs.driving.carla.cast import Cast, Casting, Walker
 from covr_lightning.envs.driving.carla.client import weather
 from covr_lightning.envs.driving.carla.connection import CarlaConnection
+from covr_lightning.envs.driving.carla.places import on_road
 from covr_lightning.envs.driving.carla.view import look
 from covr_lightning.envs.driving.simulator import DrivingSimulator, RoadView, SimulatorLost, SimulatorTaken, Tick
 
@@ -24,6 +24,9 @@ SETTLE_TICKS = 10
 LISTEN_SECONDS = 0.1
 #: There is road ahead if there is a waypoint this far on, metres.
 ROAD_AHEAD = 2.0
+#: A pedestrian who is behind their plan is asked to walk faster, by this many m/s for each metre, up to this many times
+#: their speed.
+CATCH_UP, FASTEST = 3.0, 3.0
 
 
 class CarlaSimulator(DrivingSimulator):
@@ -35,8 +38,10 @@ class CarlaSimulator(DrivingSimulator):
     tick raises :class:`SimulatorTaken`.
 
     What :class:`Tick` says here: `speed` is the velocity along the nearest driving lane, in the scenario's own
-    direction also where that lane is the oncoming one; `off_road` means that the car's middle is on no driving,
-    bidirectional, parking, stop, entry, exit, ramp or shoulder lane (sidewalks, medians and grass are off the road).
+    direction also where that lane is the oncoming one, and in a junction, where lanes cross, the way the car points;
+    `off_road` means that the car's middle is on no driving, bidirectional, parking, stop, entry, exit, ramp or shoulder
+    lane (sidewalks, medians and grass are off the road); `collision` has of each body that was hit the first impulse of
+    the tick, as CARLA reports no more.
 
     Args:
         connection: The server; opened here and closed by :meth:`close`.
@@ -55,7 +60,6 @@ class CarlaSimulator(DrivingSimulator):
         self.connection = connection
         self.reconnects = reconnects
         self._weather = weather(self.scenario.weather)
-        self._lane_types = _road_lanes(connection.carla)
         self._cast: Cast | None = None
         size = self.scenario.camera.size
         self._picture = np.zeros((size, size, 3), np.uint8)
@@ -109,15 +113,17 @@ class CarlaSimulator(DrivingSimulator):
         command, control = self.connection.carla.command, self.connection.carla.VehicleControl
         stand = [command.ApplyVehicleControl(cast.ego.id, control(brake=1.0))]
         stand += [command.ApplyVehicleControl(parked, control(hand_brake=True)) for parked in cast.parked]
-        seconds = self.connection.timeout_seconds
-        deadline = time.monotonic() + seconds
-        for i in itertools.count(1):
+        for _ in range(SETTLE_TICKS - 1):  # the first take long where textures are still being loaded
             self.connection.send(stand)
             self.connection.tick_bare()
-            if i >= SETTLE_TICKS and cast.camera.wait(LISTEN_SECONDS):
+        seconds = self.connection.timeout_seconds
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.connection.send(stand)
+            self.connection.tick_bare()
+            if cast.camera.wait(LISTEN_SECONDS):
                 return
-            if time.monotonic() > deadline:
-                raise SimulatorLost(f"the camera has sent nothing in {seconds:g} s")
+        raise SimulatorLost(f"the camera has sent nothing in {seconds:g} s")
 
     def _end_episode(self) -> None:
         """Destroy what was spawned; on a lost server there is nothing to destroy.
@@ -179,7 +185,8 @@ class CarlaSimulator(DrivingSimulator):
         carla_map, place = self.connection.map, cast.ego.get_transform().location
         velocity = cast.ego.get_velocity()
         nearest = carla_map.get_waypoint(place)
-        forward = nearest.transform.get_forward_vector()
+        frame = cast.ego.get_transform() if nearest.is_junction else nearest.transform
+        forward = frame.get_forward_vector()
         speed = velocity.x * forward.x + velocity.y * forward.y
         if self._oncoming(nearest):
             speed = -speed
@@ -188,7 +195,7 @@ class CarlaSimulator(DrivingSimulator):
             velocity=math.hypot(velocity.x, velocity.y),
             collision=collision,
             lane_invasions=crossed,
-            off_road=carla_map.get_waypoint(place, project_to_road=False, lane_type=self._lane_types) is None,
+            off_road=not on_road(self.connection.carla, carla_map, place),
             end_of_road=not nearest.next(ROAD_AHEAD),
         )
 
@@ -199,7 +206,11 @@ class CarlaSimulator(DrivingSimulator):
     # Pedestrians ------------------------------------------------------------------------------------------------------
 
     def _walk(self, cast: Cast, walker: Walker) -> Any:
-        """The pedestrian's next step: waits, walks, has arrived, or was hit and stays there."""
+        """The pedestrian's next step: waits, walks, has arrived, or was hit.
+
+        CARLA's walkers take up speed over some two seconds (its controller scales their acceleration as it does their
+        speed), so whoever falls behind walks faster for a while.
+        """
         carla = self.connection.carla
         ahead, velocity = self._distance_to(cast, walker), cast.ego.get_velocity()
         near = max(walker.crossing.trigger_metres, walker.trigger_seconds * math.hypot(velocity.x, velocity.y))
@@ -207,7 +218,11 @@ class CarlaSimulator(DrivingSimulator):
         place = walker.actor.get_transform().location
         gone = float((np.array([place.x, place.y]) - walker.origin) @ walker.direction)
         goes = walker.walking and not walker.hit and gone < walker.distance
-        speed = walker.speed if goes else 0.0
+        speed = 0.0
+        if goes:
+            behind = max(0.0, walker.planned - gone)
+            speed = min(walker.speed + CATCH_UP * behind, FASTEST * walker.speed)
+            walker.planned += walker.speed * self.scenario.tick_seconds
         direction = carla.Vector3D(float(walker.direction[0]), float(walker.direction[1]), 0.0)
         return carla.command.ApplyWalkerControl(walker.actor.id, carla.WalkerControl(direction, speed, False))
 
@@ -239,11 +254,3 @@ class CarlaSimulator(DrivingSimulator):
         self.closed = True
         self._end_episode()
         self.connection.close()
-
-
-def _road_lanes(carla: Any) -> Any:
-    kinds = carla.LaneType
-    return (
-        kinds.Driving | kinds.Bidirectional | kinds.Parking | kinds.Stop | kinds.Entry | kinds.Exit | kinds.OnRamp
-        | kinds.OffRamp | kinds.Shoulder
-    )  # fmt: skip

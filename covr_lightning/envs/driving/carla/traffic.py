@@ -86,13 +86,17 @@ class TrafficDriver:
         """Let go of all vehicles."""
         self._ask({"do": "rest"})
 
-    def close(self) -> None:
-        """End the process. Safe to call twice."""
+    def close(self, seconds: float = 1.0) -> None:
+        """End the process. Safe to call twice.
+
+        Args:
+            seconds: How long it may take to sign off at the server.
+        """
         if self._process.stdin and not self._process.stdin.closed:
             with suppress(OSError):
                 self._process.stdin.close()
         try:
-            self._process.wait(1.0)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -37,7 +37,7 @@ class Body(NamedTuple):
 
 CAR = Kind(4.6, 1.9, 1800.0)
 VAN = Kind(5.6, 2.1, 2500.0)
-#: CARLA moves its walkers by hand: a car that hits one meets a wall. So here.
+#: A car that hits a pedestrian meets a wall.
 PEDESTRIAN = Kind(0.5, 0.5, math.inf)
 
 #: The driven car: wheelbase and largest angle of the front wheels (m, rad).

@@ -228,7 +228,9 @@ class LoopbackServer:
 
     def rpc_apply_control_to_walker(self, number: int, control: list[Any]) -> Any:
         actor = self._actor(number)
-        direction, actor.speed = control[:2]
+        if actor.died:
+            raise RpcError("unable to apply control: walker is dead")
+        direction, actor.wanted = control[:2]
         actor.direction = (direction[0], direction[1])
         return Void
 

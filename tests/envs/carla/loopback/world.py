@@ -17,6 +17,8 @@ from tests.envs.carla.loopback.rpc import RpcError
 #: Half heights of the boxes, metres: vehicles and sensors, walkers.
 HALF_HEIGHT, HALF_WALKER = 0.75, 0.9
 STILL = (0.0, 0.0)
+#: A walker takes this long from standing to any speed, and when hit is gone after this many seconds.
+RAMP_SECONDS, LIFE_AFTER_DEATH = 2.0, 10.0
 
 
 @dataclass
@@ -68,6 +70,8 @@ class Actor:
         autopilot: Whether a traffic manager drives it.
         speed: Speed of a vehicle along its heading or of a walker along `direction`, m/s.
         direction: Where a walker goes (CARLA's frame).
+        wanted: Speed that a walker is told to have, m/s.
+        died: Simulated time at which a walker was hit.
     """
 
     number: int
@@ -83,6 +87,8 @@ class Actor:
     autopilot: bool = False
     speed: float = 0.0
     direction: tuple[float, float] = (0.0, 0.0)
+    wanted: float = 0.0
+    died: float | None = None
 
     @property
     def kind(self) -> Kind | None:
@@ -98,6 +104,11 @@ class Actor:
     def is_walker(self) -> bool:
         """Whether it walks."""
         return self.name.startswith("walker.")
+
+    @property
+    def is_invincible(self) -> bool:
+        """Whether a car passes over it unnoticed; so are walkers of which nothing else is said."""
+        return self.is_walker and self.attributes.get("is_invincible", "true") == "true"
 
     @property
     def velocity(self) -> tuple[float, float, float]:
@@ -166,8 +177,12 @@ class World:
                 pose, actor.speed = drive(actor.place.pose, actor.speed, actor.steer, throttle, dt)
                 actor.place.move(pose)
             elif actor.is_walker:
+                actor.speed = min(actor.wanted, actor.speed + actor.wanted / RAMP_SECONDS * dt)
                 actor.place.x += actor.velocity[0] * dt
                 actor.place.y += actor.velocity[1] * dt
+        gone = [a.number for a in self.actors.values() if a.died and self.seconds > a.died + LIFE_AFTER_DEATH]
+        for number in gone:
+            self.destroy(number)
         return self._collide(before)
 
     def _touch(self, one: Actor, other: Actor) -> bool:
@@ -176,7 +191,7 @@ class World:
         return contact(Body(one.place.pose, one.kind, STILL), Body(other.place.pose, other.kind, STILL)) is not None
 
     def _collide(self, before: dict[int, Pose]) -> list[Collision]:
-        bodies = [actor for actor in self.actors.values() if actor.kind]
+        bodies = [actor for actor in self.actors.values() if actor.kind and not (actor.is_invincible or actor.died)]
         events: list[Collision] = []
         for i, one in enumerate(bodies):
             for other in bodies[i + 1 :]:
@@ -197,5 +212,7 @@ class World:
             if actor.is_vehicle:
                 actor.speed = 0.0
                 actor.place.move(before[actor.number])
+            if actor.is_walker:
+                actor.died, actor.wanted = self.seconds, 0.0
         back = (-push[0], -push[1], 0.0)
         return [Collision(one.number, other.number, push), Collision(other.number, one.number, back)]
