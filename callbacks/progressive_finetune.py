@@ -24,7 +24,7 @@ from covr_lightning.errors import ConfigError
 from covr_lightning.finetune import EDDF, RALW, EpisodeBuffer, Filter, LinearSchedule, Schedule, Score, Weight
 from covr_lightning.finetune.episodes import everyones
 from covr_lightning.finetune.launch import SeparateLaunch
-from covr_lightning.finetune.module import FineTuneSettings
+from covr_lightning.finetune.module import FineTuneSettings, Precision
 from covr_lightning.finetune.optimizers import check_optimizer
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
 from covr_lightning.finetune.round_adapters import fetch, remove_double, set_aside
@@ -38,10 +38,6 @@ from covr_lightning.saving.round_files import RoundFiles, take_back
 from covr_lightning.stopping import stop_signals
 
 log = logging.getLogger(__name__)
-
-#: Of Lightning's precisions those that leave the base weights as they are.
-Precision = Literal["32-true", "bf16-mixed"]
-
 
 class ProgressiveFineTune(L.Callback):
     """Fills D_f with the agent's episodes and fine-tunes the VLM on them, round after round.

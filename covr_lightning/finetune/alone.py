@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch.distributed
@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from covr_lightning.errors import ConfigError
-from covr_lightning.finetune.module import FineTuneSettings
+from covr_lightning.finetune.module import FineTuneSettings, Precision
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
 from covr_lightning.finetune.saved_rows import SavedRows
 from covr_lightning.finetune.training import is_distributed
@@ -90,7 +90,7 @@ def fine_tune_saved(
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse strategies that would lose the adapter or change the loss.
+    """Refuse strategies that would lose the adapter or change the loss, and precisions that would change the weights.
 
     Args:
         trainer: A Trainer with the strategy.
@@ -98,6 +98,11 @@ def check_strategy(trainer: L.Trainer) -> None:
     Raises:
         ConfigError: It is such a one.
     """
+    if trainer.precision not in get_args(Precision):
+        raise ConfigError(
+            f"trainer.precision is {trainer.precision!r}, which would turn base weights and adapter into another type; "
+            f"it can be {' or '.join(map(repr, get_args(Precision)))}. The base weights' own is vlm.dtype."
+        )
     strategy = trainer.strategy
     choices = "it can be auto, ddp, deepspeed_stage_1 or _2, or ModelParallelStrategy (docs/several_gpus.md)"
     if isinstance(strategy, FSDPStrategy) or getattr(strategy, "zero_stage_3", False):

@@ -22,6 +22,9 @@ from covr_lightning.random_state import check_seed, derived_seed
 from covr_lightning.vlm.adapters import freeze_unread
 from covr_lightning.vlm.vlm import VLM
 
+#: Of Lightning's precisions those that leave the base weights as they are.
+Precision = Literal["32-true", "bf16-mixed"]
+
 #: Frames (B, 3, H, W) uint8, actions (B, A), weights (B,).
 FineTuneBatch = tuple[Tensor, Tensor, Tensor]
 
@@ -157,8 +160,8 @@ class VLMFineTuner(L.LightningModule):
         """Train mode, with gradient checkpointing if asked for."""
         base = self.vlm.base_model
         if self.settings.gradient_checkpointing:
+            # No input needs a gradient for this kind of checkpoint: a part without adapters is not gone back through.
             base.gradient_checkpointing_enable({"use_reentrant": False})
-            base.enable_input_require_grads()
         self.model.train()
 
     def finish(self) -> None:
@@ -169,7 +172,6 @@ class VLMFineTuner(L.LightningModule):
         """
         if self.settings.gradient_checkpointing:
             self.vlm.base_model.gradient_checkpointing_disable()
-            self.vlm.base_model.disable_input_require_grads()
         self.model.eval()
         self.zero_grad()
         if not self.is_sharded:

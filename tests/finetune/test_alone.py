@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -216,6 +217,12 @@ def test_strategies_that_would_lose_the_adapter_are_refused(case: str) -> None:
     strategy, says = STRATEGIES[case]
     with pytest.raises(ConfigError, match=says):
         check_strategy(L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_precisions_that_would_change_the_weights_are_refused(precision: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.precision is '{precision}'.*'32-true' or 'bf16-mixed'"):
+        check_strategy(L.Trainer(accelerator="cpu", devices=1, precision=precision, logger=False))
 
 
 def test_a_sharded_vlm_is_not_measured(tmp_path: Path) -> None:

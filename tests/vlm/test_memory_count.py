@@ -114,7 +114,6 @@ def test_estimated_activations_are_near_what_autograd_saves(
     tuner.model.train()
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
     real = vlm_memory.saved_bytes(tuner.model, lambda: tuner.loss(frames, actions, torch.ones(4)))
 
     config, dtype = base.config, torch.bfloat16
