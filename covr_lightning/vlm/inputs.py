@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.action_text import ActionText, answer_format
 from covr_lightning.vlm.prompts import Prompt
+
+log = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 LENGTH_MARGIN = 2
@@ -36,11 +39,20 @@ class VLMInputs:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.prompt = prompt
-        self.prompt_text = processor.apply_chat_template(
-            chat_messages(prompt, image_position), add_generation_prompt=True
-        )
+        self.prompt_text = self._rendered(image_position)
+        if image_position == "last" and self.prompt_text == self._rendered("first"):
+            log.warning(
+                "vlm.image_position is 'last', but this VLM's chat template puts the picture first all the same."
+            )
+        bos = self.tokenizer.bos_token
+        #: Whether the chat template writes the token that a text begins with; then the tokenizer does not, too.
+        self.writes_bos = bool(bos) and self.prompt_text.startswith(bos)
         answer = answer_format(["-0.00"] * prompt.action_size)
         self._answer_room = len(self.answer_ids(answer)) + 1 + LENGTH_MARGIN
+
+    def _rendered(self, image_position: ImagePosition) -> str:
+        messages = chat_messages(self.prompt, image_position)
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     def check_shape(self, height: int, width: int) -> None:
         """Refuse pictures of which the processor would cut something off.
@@ -88,6 +100,7 @@ class VLMInputs:
                     images=[[picture] for picture in pictures],
                     padding=True,
                     return_tensors="pt",
+                    **({"add_special_tokens": False} if self.writes_bos else {}),
                 )
             )
         except ValueError as error:
@@ -168,6 +181,12 @@ class VLMInputs:
         actions = action_text.along_bounds(101)
         longest = max(len(self.answer_ids(action_text.encode(action))) for action in actions)
         return longest + 1 + LENGTH_MARGIN
+
+    @property
+    def gets_bos(self) -> bool:
+        """Whether the tokenizer begins the prompt with a token that its chat template does not write (LLaVA's <s>)."""
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and not self.writes_bos and self.tokenizer(self.prompt_text)["input_ids"][0] == bos
 
     @property
     def _pad_id(self) -> int:

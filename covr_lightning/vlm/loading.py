@@ -168,6 +168,17 @@ def _place(path: str | Path) -> tuple[str, bool]:
     return (str(source), True) if source.is_dir() else (str(path), False)
 
 
+def load_processor_of(path: str | Path) -> Any:
+    """A VLM's processor alone.
+
+    Raises:
+        ConfigError: As :func:`load_vlm`, of config and processor.
+    """
+    check_torchvision()
+    name, is_folder = _place(path)
+    return _load_processor(name, _load_config(name, is_folder), is_folder)
+
+
 def _load_config(name: str, is_folder: bool) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -224,4 +235,4 @@ def _is_hub_name(path: str) -> bool:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

@@ -68,15 +68,16 @@ class VLM:
         decoding: How answers are decoded.
         image_position: Where the picture stands in the user's turn: ``"first"``, as the embedded VLM was trained, or
             ``"last"``, so that the text is the same in front of every picture and its keys and values are computed
-            once; for a VLM that takes either.
+            once; for a VLM that takes either (LLaVA's template has it first in any case).
         engine: What answers: by default the weights in this process, or vLLM
             (:class:`~covr_lightning.vlm.engines.vllm_engine.VLLMEngine`,
             :class:`~covr_lightning.vlm.engines.vllm_server.VLLMServer`).
         quantization: Bits of the base weights of the language model's linear layers, ``"nf4"`` or ``"int8"``
             (QLoRA); the rest keeps `dtype`, which is also what quantised weights are multiplied in. None by default.
         frames: How many of an observation's newest frames it is shown, side by side in one picture, the newest on the
-            right. The paper shows one, which has no velocities. Each more is as many more tokens of picture. The prompt
-            that comes with a task then says so; one of your own has to say it itself.
+            right. The paper shows one, which has no velocities. Each more is as many more tokens of picture (Qwen3-VL,
+            which enlarges any picture to 65,536 pixels, shows each frame smaller instead). The prompt that comes with a
+            task then says so; one of your own has to say it itself.
 
     Raises:
         ConfigError: `dtype` or `quantization` is none of these, bitsandbytes is missing, or `frames` is below 1.

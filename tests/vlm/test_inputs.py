@@ -1,5 +1,8 @@
 """Model inputs: shapes, labels and generation length, on the embedded processor and on a family with type ids."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from covr_lightning.vlm import ActionText, VLMInputs, dmc_prompt
 from covr_lightning.vlm.embedded.model import build_processor, build_tokenizer
 from covr_lightning.vlm.embedded.questions import training_corpus
 from covr_lightning.vlm.embedded.scenes import embedded_scenes
+from covr_lightning.vlm.loading import load_processor_of
 from covr_lightning.vlm.prompts import dmc_tasks
 
 
@@ -49,6 +53,28 @@ def test_training_batch_labels_answer_and_end_only(inputs: VLMInputs) -> None:
         assert inputs.tokenizer.decode(row[row != -100]) == answer + inputs.tokenizer.eos_token
     known = labels != -100
     assert torch.equal(labels[known], batch["input_ids"][known])
+
+
+@pytest.mark.parametrize("template_writes_it", [False, True])
+def test_a_prompt_begins_once(template_writes_it: bool, hub_folder: Callable[..., Path]) -> None:
+    processor = load_processor_of(hub_folder("llava"))
+    if template_writes_it:  # as some families' do
+        processor.chat_template = "<s>" + processor.chat_template
+    llava = VLMInputs(processor, dmc_prompt("reacher-easy"))
+    ids = llava.prompt_batch(frames(2, 56))["input_ids"]
+    assert (ids == processor.tokenizer.bos_token_id).sum(1).tolist() == [1, 1]
+    assert ids[:, 0].tolist() == [processor.tokenizer.bos_token_id] * 2
+    assert llava.gets_bos == (not template_writes_it)
+
+
+def test_a_template_that_has_the_picture_first_anyhow_is_told(
+    hub_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for family, says in (("qwen2_5_vl", 0), ("llava", 1)):
+        caplog.clear()
+        VLMInputs(load_processor_of(hub_folder(family)), dmc_prompt("reacher-easy"), "last")
+        assert len(caplog.records) == says
+    assert "puts the picture first all the same" in caplog.text
 
 
 def test_type_ids_are_extended_with_zeros(inputs: VLMInputs) -> None:

@@ -47,11 +47,14 @@ def qwen_tokenizer() -> Any:
 
 def llava_tokenizer() -> Any:
     """LLaVA's tokenizer class with a character vocabulary; like the real one it begins with <s>."""
+    from tokenizers.processors import TemplateProcessing
     from transformers import AddedToken, LlamaTokenizer
 
     characters = sorted({chr(code) for code in range(32, 127)} - {" "} | {"▁", "\n"})
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *characters])}
-    tokenizer = LlamaTokenizer(vocab=vocab, merges=[], legacy=False)
+    tokenizer = LlamaTokenizer(vocab=vocab, merges=[], legacy=False, add_bos_token=True)
+    start = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])])
+    tokenizer.backend_tokenizer.post_processor = start
     tokens = [AddedToken(token, special=True, normalized=False) for token in ("<image>", "<pad>")]
     tokenizer.add_tokens(tokens, special_tokens=True)
     tokenizer.pad_token = "<pad>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,12 @@ class VLLMEngine(Engine):
             "limit_mm_per_prompt": {"image": 1},
         }
         self._llm = vllm.LLM(**(own | self.options))
+        known = self._questions.special_tokens
+        takes_it = "tokenization_kwargs" in signature(self._llm.chat).parameters
+        # Where it does not, vLLM adds them to chats about pictures.
+        self._tokenization: dict[str, Any] = (
+            {"tokenization_kwargs": {"add_special_tokens": known}} if takes_it and known is not None else {}
+        )
 
     def answers(self, frames: Tensor) -> list[str | None]:
         """Every frame gets an answer, by the adapter in use."""
@@ -96,6 +103,7 @@ class VLLMEngine(Engine):
             sampling_params=[self._sampling(frame) for frame in frames],
             use_tqdm=False,
             lora_request=self._adapter,
+            **self._tokenization,
         )
         return [up_to_closing(output.outputs[0].text) for output in outputs]
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from covr_lightning.errors import ConfigError
 from covr_lightning.vlm.adapters import WEIGHTS_FILE, LoRA, adapter_digest, check_adapter, damaged, lora_modules
 from covr_lightning.vlm.grammar import CLOSING, answer_regex, longest_answer, most_integer_digits
+from covr_lightning.vlm.inputs import VLMInputs
+from covr_lightning.vlm.loading import load_processor_of
 from covr_lightning.vlm.picking import frame_seed
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Questions:
 
     Attributes:
         regex: The answer format behind a space or none, if decoding is constrained.
+        special_tokens: Whether the tokenizer has to add the token that a prompt begins with, as it does in this
+            process, where adapters are trained: vLLM leaves it out of chats. None if it is not known here.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -49,6 +53,7 @@ class Questions:
         # Some tokenizers (LLaVA's) begin a text with a space's token, and so does an adapter trained on such texts;
         # kept from it, it goes on with other numbers.
         self.max_tokens = 1 + longest_answer(vlm.codec.size, digits)
+        self.special_tokens = _gets_bos(vlm)
         self.regex = f" ?{answer_regex(vlm.codec.size, digits)}" if vlm.decoding.constrained else None
 
     def messages(self, frame: Tensor) -> list[dict[str, Any]]:
@@ -75,6 +80,15 @@ class Questions:
             "stop": [CLOSING],
             "include_stop_str_in_output": True,
         }
+
+
+def _gets_bos(vlm: VLM) -> bool | None:
+    try:
+        processor = load_processor_of(vlm.path)
+    except ConfigError:
+        return None  # only the server has the model
+    assert vlm.prompt is not None, "load sets it"
+    return VLMInputs(processor, vlm.prompt, vlm.image_position).gets_bos
 
 
 def data_url(frame: Tensor) -> str:

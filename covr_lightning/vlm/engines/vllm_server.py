@@ -188,6 +188,8 @@ class VLLMServer(Engine):
     def _ask(self, frame: Tensor, end: float) -> str | Failure:
         name = self._adapter[0] if self._adapter else self.model
         question = {"model": name, "messages": self._questions.messages(frame), **self._questions.sampling(frame)}
+        if self._questions.special_tokens:
+            question["add_special_tokens"] = True
         if self._questions.regex is not None:
             question["structured_outputs"] = {"regex": self._questions.regex}
         answer = self._send("POST", "chat/completions", question, end)

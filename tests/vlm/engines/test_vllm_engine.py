@@ -6,7 +6,7 @@ It has not run against the real one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -88,8 +88,10 @@ class LLM:
         sampling_params: list[SamplingParams] | None = None,
         use_tqdm: bool = True,
         lora_request: LoRARequest | None = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
     ) -> list[Any]:
         assert not use_tqdm
+        self.tokenized = tokenization_kwargs
         assert sampling_params is not None
         assert len(messages) == len(sampling_params)
         self.asked.append((list(messages), sampling_params, lora_request))
@@ -141,6 +143,16 @@ def test_frames_prompt_and_decoding_reach_vllm() -> None:
         "max_lora_rank": 128,
         "limit_mm_per_prompt": {"image": 1},
     }
+
+
+@pytest.mark.usefixtures("vllm")
+@pytest.mark.parametrize(("family", "adds"), [("llava", True), ("qwen2_5_vl", False)])
+def test_what_a_prompt_begins_with_here_it_begins_with_there(
+    family: str, adds: bool, hub_folder: Callable[..., Path]
+) -> None:
+    vlm, llm = opened(path=str(hub_folder(family)))
+    vlm.answer(frames(1))
+    assert llm.tokenized == {"add_special_tokens": adds}
 
 
 @pytest.mark.usefixtures("vllm")

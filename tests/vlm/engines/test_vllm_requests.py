@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +49,15 @@ def test_a_request_holds_the_frame_the_prompt_and_the_way_of_decoding(stub: VLLM
             "include_stop_str_in_output": True,
             "structured_outputs": {"regex": r" ?action:\[-?[0-9]{1,1}(\.[0-9]{1,2})?\]"},
         }
+
+
+@pytest.mark.parametrize(("family", "asked_for"), [("llava", True), ("qwen2_5_vl", None)])
+def test_what_a_prompt_begins_with_here_it_begins_with_there(
+    family: str, asked_for: bool | None, stub: VLLMStub, hub_folder: Callable[..., Path]
+) -> None:
+    folder = hub_folder(family)
+    vlm_at(stub, vlm={"path": str(folder)}).answer(frames(1))
+    assert stub.requests[0].body.get("add_special_tokens") is asked_for
 
 
 def test_without_the_constraint_there_is_no_regex(stub: VLLMStub) -> None:
