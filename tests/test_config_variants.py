@@ -146,9 +146,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"model.prior.class_path": "covr_lightning.agent.NoPrior", "model.prior.lam": None,
          **FROZEN},
     ),
-    "sweep_vlm/qwen2_vl_2b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2-VL-2B-Instruct"}),
-    "sweep_vlm/qwen2_5_vl_3b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2.5-VL-3B-Instruct"}),
-    "sweep_vlm/llava_1_5_7b.yaml": ("carla_hw.yaml", {"vlm.path": "llava-hf/llava-1.5-7b-hf"}),
+    "sweep_vlm/qwen2_vl_2b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2-VL-2B-Instruct", "vlm.dtype": "bfloat16"}),
+    "sweep_vlm/qwen2_5_vl_3b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2.5-VL-3B-Instruct", "vlm.dtype": "bfloat16"}),
+    "sweep_vlm/llava_1_5_7b.yaml": ("carla_hw.yaml", {"vlm.path": "llava-hf/llava-1.5-7b-hf", "vlm.dtype": "bfloat16"}),
 }  # fmt: skip
 
 
