@@ -34,9 +34,14 @@ class RunSummary(L.Callback):
         self.curve: list[CurvePoint] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take back what a resumed run had logged after its checkpoint, or that it was finished; tell its prior."""
+        """Take back what a resumed run had come to after its checkpoint, or that it was finished; tell its prior."""
         if not processes.number():
-            (Path(trainer.default_root_dir) / "summary.json").unlink(missing_ok=True)
+            folder = Path(trainer.default_root_dir)
+            (folder / "summary.json").unlink(missing_ok=True)
+            if self.curve:
+                write_curve(self.curve, folder / "curve.csv")
+            else:
+                (folder / "curve.csv").unlink(missing_ok=True)
         if self.curve:
             pl_module.prior.evaluated(self.curve[-1]["return"])  # type: ignore[operator, union-attr]
         steps = trainer.datamodule.counters.env_steps  # type: ignore[attr-defined]

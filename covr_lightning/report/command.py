@@ -92,7 +92,7 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
         The page, ``index.html``.
 
     Raises:
-        ConfigError: The folder cannot be written, or has a page that no report wrote.
+        ConfigError: The folder cannot be written, or has a page that no report wrote; or a file cannot be read.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,10 @@ def write_report(groups: Sequence[Group], out: Path) -> Path:
         page.remove_pngs_of(path)
         write_atomically(path, [page.html(_title(groups), _head(groups)).encode(errors="replace")])
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written ({error.strerror}); give another --out.") from error
+        place = Path(error.filename or out).resolve()
+        if place.is_relative_to(out.resolve()) or out.resolve().is_relative_to(place):
+            raise ConfigError(f"{out} cannot be written ({error.strerror}); give another --out.") from error
+        raise ConfigError(f"{place} cannot be read or written ({error.strerror}).") from error
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from covr_lightning.report.groups import Group
 from covr_lightning.report.guidance import guides
 from covr_lightning.report.page import Page, table, text_cell
-from covr_lightning.report.runs import Run, class_name
+from covr_lightning.report.runs import Run, class_name, init_args
 from covr_lightning.sweep.differences import SEEDS, result_settings, shown
 
 #: Value of a key that a configuration does not have.
@@ -63,11 +63,12 @@ def _rounds(run: Run) -> list[str]:
     if settings is None or class_name(schedule) == "NeverSchedule":
         return ["no rounds"]
     when = class_name(schedule) or "LinearSchedule"
-    given = (schedule.get("init_args") or {}) if isinstance(schedule, dict) else {}
+    given = init_args(schedule)
     if "psi0_env_steps" in given:
         when += f" ψ₀ = {_short(given['psi0_env_steps'])}"
     elif "at_env_steps" in given:
-        when += f" {', '.join(map(_short, given['at_env_steps']))}"
+        at = given["at_env_steps"]
+        when += f" {', '.join(map(_short, at if isinstance(at, list) else [at]))}"
     names = [class_name(settings.get("filter")) or "EDDF", class_name(settings.get("weight")) or "RALW"]
     return [when, *names, *filter(None, [class_name(settings.get("score"))])]
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from covr_lightning.report.drawing import COLORS, HEIGHT, new_figure
+from covr_lightning.report.drawing import COLORS, HEIGHT, WIDTH, new_figure
 from covr_lightning.report.figures import legend, looks, steps_axis
 from covr_lightning.report.groups import Group
 
-#: Names that a figure's legend has room for, two in a row; inches for each row more.
-_NAMES, _ROW = 6, 0.26
+#: Rows of names that a figure has room for; inches for each row more.
+_ROWS, _ROW = 3, 0.26
 
 #: Length of each colour's part of a line that several share, in widths of the line.
 _TURN = 4.0
@@ -24,8 +23,9 @@ Point = tuple[float, float]
 
 
 def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
-    """Fig. 3: mean over seeds with a band of one standard deviation, each seed as a thin line; rounds as ticks below.
+    """Fig. 3: mean over seeds with a band of one standard deviation, each seed as a thin line.
 
+    Of one group alone the rounds are vertical lines.
     Where several are one line, to the last digit, their colours take turns on it.
 
     Args:
@@ -33,10 +33,10 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
         name: Column of the curve.
         label: What it is called.
     """
-    figure, axes = new_figure(HEIGHT + _ROW * max(0, math.ceil((len(groups) - _NAMES) / 2)))
+    figure, axes = new_figure()
     of_groups = [group.points(name) for group in groups]
     stretches = shared_stretches([[(step, mean) for step, (mean, *_) in points] for points in of_groups])
-    for group, points, own_stretches, (color, dashes) in zip(
+    for group, points, own_stretches, (color, dashes, marker) in zip(
         groups, of_groups, stretches, looks(len(groups)), strict=True
     ):
         if len(group.runs) > 1:
@@ -48,7 +48,7 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
         steps = np.array([step for step, _ in points])
         mean, spread = (np.array([one[i] for _, one in points], dtype=float) for i in (0, 1))
         axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
-        mark = "o" if len(steps) < 40 else ""
+        mark = marker if len(steps) < 40 else ""
         name_ = f"{group.name}, {group.who(points[-1][1])}" if len(group.runs) > 1 else group.name
         name_ = f"\u200b{name_}" if name_.startswith("_") else name_  # Matplotlib hides such a label
         axes.plot(steps, mean, color=color, linestyle="", marker=mark, markersize=3.5)
@@ -62,7 +62,7 @@ def learning_curves(groups: Sequence[Group], name: str, label: str) -> Figure:
                 axes.axvline(round_["env_steps"], color=COLORS[1], linewidth=1.2, linestyle=(0, (4, 3)), label=text)
     axes.set(xlabel="environment steps", ylabel=label)
     steps_axis(axes)
-    legend(axes)
+    figure.set_size_inches(WIDTH, HEIGHT + _ROW * max(0, legend(axes) - _ROWS))
     return figure
 
 

@@ -24,8 +24,15 @@ _NUMBERS, _MOST_NUMBERS = 0.09, 12
 #: Of bars in the colour of the grid's lines.
 _OUTLINE: dict[str, Any] = {"edgecolor": MUTED, "linewidth": 0.8}
 
-#: How lines are drawn, one after the other each time that the colours are used up.
+#: How lines are drawn, and their points, so that no two differ by their colour alone.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+#: Letters that a name in a legend has at most.
+_LETTERS = 54
+
+#: Rounds up to which each bar has its number above it, and up to which those of kept rows do.
+_ALL_BARS, _KEPT_BARS = 3, 10
 
 
 class Look(NamedTuple):
@@ -33,6 +40,7 @@ class Look(NamedTuple):
 
     color: str
     dashes: Any
+    marker: str
 
 
 class SeedLook(NamedTuple):
@@ -43,12 +51,14 @@ class SeedLook(NamedTuple):
         line: Colour of its line.
         dot: Colour of its rounds.
         dashes: How its line is drawn.
+        marker: How its points are.
     """
 
     run: Run
     line: str
     dot: str
     dashes: Any
+    marker: str
 
 
 def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
@@ -58,26 +68,26 @@ def performance_per_round(group: Group, name: str, label: str) -> Figure | None:
     """
     rounds = group.round_numbers
     lines = [
-        ("policy", COLORS[0], [(n, group.policy_after(n, name)) for n in rounds if n]),
-        ("VLM alone", COLORS[1], [(n, group.vlm_after(n, name)) for n in rounds]),
+        ("policy", COLORS[0], "o", [(n, group.policy_after(n, name)) for n in rounds if n]),
+        ("VLM alone", COLORS[1], "s", [(n, group.vlm_after(n, name)) for n in rounds]),
     ]
-    lines = [(title, color, [(n, one) for n, one in line if one.seeds]) for title, color, line in lines]
-    if not any(line for _, _, line in lines):
+    lines = [(title, color, mark, [(n, one) for n, one in line if one.seeds]) for title, color, mark, line in lines]
+    if not any(line for *_, line in lines):
         return None
     figure, axes = new_figure()
-    for title, color, line in lines:
+    for title, color, marker, line in lines:
         for seeds, part in itertools.groupby(line, key=lambda item: item[1].seeds):
             stretch = list(part)
             mean, spread = (np.array([one[i] for _, one in stretch], dtype=float) for i in (0, 1))
             whole = len(seeds) == len(group.runs)
             axes.errorbar(
-                [n for n, _ in stretch], mean, None if np.isnan(spread).all() else spread, color=color, marker="o",
+                [n for n, _ in stretch], mean, None if np.isnan(spread).all() else spread, color=color, marker=marker,
                 linewidth=2, capsize=4, linestyle="-" if whole else (0, (4, 3)),
                 markerfacecolor=color if whole else PAPER,
             )  # fmt: skip
         if line:
-            axes.plot([], [], color=color, marker="o", linewidth=2, label=title)
-    if any(len(one.seeds) < len(group.runs) for _, _, line in lines for _, one in line):
+            axes.plot([], [], color=color, marker=marker, linewidth=2, label=title)
+    if any(len(one.seeds) < len(group.runs) for *_, line in lines for _, one in line):
         axes.plot([], [], color=MUTED, marker="o", markerfacecolor=PAPER, linestyle=(0, (4, 3)), label="fewer seeds")
     axes.set(xlabel="after fine-tune round", ylabel=label)
     _whole_numbers(axes, rounds)
@@ -110,8 +120,13 @@ def vlm_error(run: Run) -> Figure | None:
     return figure
 
 
-def returns_in_buffer(round_: dict) -> Figure | None:
-    """Fig. 8: the distribution of returns in D_f, what was kept of it, τ, and the bound of a top-95 % filter."""
+def scores_in_buffer(round_: dict, score: str) -> Figure | None:
+    """Fig. 8: the distribution of scores in D_f, what was kept of it, τ, and the bound of a top-95 % filter.
+
+    Args:
+        round_: The round's figures.
+        score: What the scores are.
+    """
     histogram = round_.get("histogram")
     if not histogram:
         return None
@@ -125,7 +140,7 @@ def returns_in_buffer(round_: dict) -> Figure | None:
     if _known(round_, "tau_top95"):
         text = f"top 95 %: {round_['kept_top95']:,}"
         axes.axvline(round_["tau_top95"], color=INK, linewidth=1.5, linestyle=(0, (4, 3)), label=text)
-    axes.set(xlabel="return g", ylabel="rows")
+    axes.set(xlabel=score, ylabel="rows")
     axes.set_title(f"round {round_['round']}, {round_['env_steps']:,} environment steps")
     legend(axes)
     return figure
@@ -147,8 +162,9 @@ def kept_per_round(run: Run) -> Figure | None:
         place = x + (i - (len(names) - 1) / 2) * 0.27
         outline = _OUTLINE if color == LINE else {}
         bars = axes.bar(place, [r.get(name, 0) for r in run.rounds], 0.25, color=color, label=text, **outline)
-        if len(run.rounds) <= 6:
-            axes.bar_label(bars, fontsize=9, color=INK, padding=2)
+        if len(run.rounds) <= (_KEPT_BARS if name == "kept" else _ALL_BARS):
+            upright = 90 if len(run.rounds) > _ALL_BARS else 0
+            axes.bar_label(bars, fontsize=9, color=INK, padding=2, rotation=upright)
     axes.set(xlabel="fine-tune round", ylabel="rows")
     axes.margins(y=0.16)
     _whole_numbers(axes, x.tolist())
@@ -160,7 +176,7 @@ def entropy(group: Group) -> Figure | None:
     """Fig. 7: the policy's entropy ε per action dimension over training, as logged and as the rounds took it."""
     figure, axes = new_figure()
     drawn = of_rounds = False
-    for run, line, dot, dashes in looks_of_seeds(group):
+    for run, line, dot, dashes, marker in looks_of_seeds(group):
         size = run.action_size
         logged = [(row["step"], row["train/entropy"]) for row in run.metrics if "train/entropy" in row]
         if logged and size:
@@ -171,7 +187,7 @@ def entropy(group: Group) -> Figure | None:
         at = [(r["env_steps"], r["entropy"]) for r in run.rounds if _known(r, "entropy")]
         if at:
             steps, values = zip(*at, strict=True)
-            axes.scatter(steps, values, s=52, color=dot, edgecolors=INK, linewidths=1.2, zorder=3)
+            axes.scatter(steps, values, s=52, color=dot, marker=marker, edgecolors=INK, linewidths=1.2, zorder=3)
             drawn = of_rounds = True
     if of_rounds:
         face = "none" if len(group.runs) > 1 else COLORS[1]
@@ -187,19 +203,20 @@ def sigmoid_of_entropy(group: Group, sign: float) -> Figure | None:
 
     The rounds' numbers stand below, a row for each seed.
     """
-    rows = [(one.run, one.dot) for one in looks_of_seeds(group) if any(_known(r, "entropy") for r in one.run.rounds)]
+    rows = [one for one in looks_of_seeds(group) if any(_known(r, "entropy") for r in one.run.rounds)]
     if not rows:
         return None
     figure, axes = new_figure()
-    at = [r["entropy"] for run, _ in rows for r in run.rounds if _known(r, "entropy")]
+    at = [r["entropy"] for one in rows for r in one.run.rounds if _known(r, "entropy")]
     low, high = min([-3.0, *at]) - 0.3, max([1.5, *at]) + 0.3
     x = np.linspace(low, high, 200)
     axes.plot(x, sigmoid(sign * x), color=MUTED, linewidth=1.5)
     heights = [-_NUMBERS * (row + 1) for row in range(len(rows))]
-    for y, (run, color) in zip(heights, rows, strict=True):
+    for y, (run, _, color, _, marker) in zip(heights, rows, strict=True):
         own = sorted((r["entropy"], r["round"]) for r in run.rounds if _known(r, "entropy"))
         values = np.array([value for value, _ in own])
-        axes.scatter(values, sigmoid(sign * values), s=52, color=color, edgecolors=INK, linewidths=1.2, zorder=3)
+        outline: dict[str, Any] = {"edgecolors": INK, "linewidths": 1.2}
+        axes.scatter(values, sigmoid(sign * values), s=52, color=color, marker=marker, **outline, zorder=3)
         # As many numbers as have room: all, or the first and every n-th.
         every = math.ceil(len(own) / _MOST_NUMBERS)
         told = [(value, round_) for value, round_ in own if (round_ - 1) % every == 0]
@@ -208,7 +225,7 @@ def sigmoid_of_entropy(group: Group, sign: float) -> Figure | None:
             axes.text(place, y, str(round_), color=color, ha="center", va="center", fontsize=10, fontweight="bold")
     axes.set(xlabel="ε (nats per action dimension)", ylabel="σ(ε)" if sign > 0 else "σ(−ε)", xlim=(low, high))
     axes.set_ylim(heights[-1] - _NUMBERS, 1.05)
-    names = [f"seed {run.seed}" if len(group.runs) > 1 else "round" for run, _ in rows]
+    names = [f"seed {one.run.seed}" if len(group.runs) > 1 else "round" for one in rows]
     shares = [0, 0.2, 0.4, 0.6, 0.8, 1]
     axes.set_yticks([*shares, *heights], [*map(str, shares), *names])
     return figure
@@ -230,13 +247,13 @@ def spaced(values: Sequence[float] | np.ndarray, gap: float) -> list[float]:
 
 
 def similarity(run: Run) -> Figure | None:
-    """Fig. 6: how like the executed actions the VLM's are, on rows of high and of low return, before and after."""
+    """Fig. 6: how like the executed actions the VLM's are, on rows of high and of low score, before and after."""
     rounds = sorted(run.samples)
     if not rounds:
         return None
     figure, axes = new_figure()
-    kinds = [("high", True, COLORS[0]), ("low", False, COLORS[4])]
-    for kind, high, color in kinds:
+    kinds = [("high", True, COLORS[0], "o"), ("low", False, COLORS[4], "s")]
+    for kind, high, color, marker in kinds:
         for when, filled in (("before", False), ("after", True)):
             place = [n + (-0.27 if high else 0.09) + (0.18 if filled else 0) for n in rounds]
             values = [similarities(run.samples[n], high, when) for n in rounds]
@@ -244,6 +261,7 @@ def similarity(run: Run) -> Figure | None:
                 continue
             look: dict[str, Any] = {
                 "s": 56,
+                "marker": marker,
                 "facecolors": color if filled else "none",
                 "edgecolors": color,
                 "linewidths": 2,
@@ -266,7 +284,7 @@ def similarity(run: Run) -> Figure | None:
 
 
 def rows_of(columns: Columns, high: bool) -> int:
-    """How many rows of high return, or of low, a round's samples have."""
+    """How many rows of high score, or of low, a round's samples have."""
     return int((columns["high"] == high).sum())
 
 
@@ -275,7 +293,7 @@ def similarities(columns: Columns, high: bool, when: str) -> np.ndarray:
 
     Args:
         columns: Of :class:`~covr_lightning.finetune.samples.RoundSamples`.
-        high: Of the rows of high return, or of low.
+        high: Of the rows of high score, or of low.
         when: ``"before"`` or ``"after"`` the round.
 
     Returns:
@@ -327,15 +345,17 @@ def _known(round_: dict, name: str) -> bool:
 
 def looks(n: int) -> list[Look]:
     """Looks of n lines, all different up to 24."""
-    return [Look(COLORS[i % len(COLORS)], _DASHES[i // len(COLORS) % len(_DASHES)]) for i in range(n)]
+    # After 12 lines colours and dashes would come together again.
+    dashes = [_DASHES[(i + i // 12) % len(_DASHES)] for i in range(n)]
+    return [Look(COLORS[i % len(COLORS)], dashes[i], _MARKERS[i % len(_MARKERS)]) for i in range(n)]
 
 
 def looks_of_seeds(group: Group) -> list[SeedLook]:
     """The looks of its runs: one colour for a seed, two where there is but one."""
     if len(group.runs) == 1:
-        return [SeedLook(group.runs[0], COLORS[0], COLORS[1], _DASHES[0])]
+        return [SeedLook(group.runs[0], COLORS[0], COLORS[1], _DASHES[0], _MARKERS[0])]
     found = zip(group.runs, looks(len(group.runs)), strict=True)
-    return [SeedLook(run, look.color, look.color, look.dashes) for run, look in found]
+    return [SeedLook(run, look.color, look.color, look.dashes, look.marker) for run, look in found]
 
 
 def _whole_numbers(axes: Axes, numbers: Sequence[float]) -> None:
@@ -351,8 +371,23 @@ def steps_axis(axes: Axes) -> None:
     axes.set_xlim(left=0)
 
 
-def legend(axes: Axes, columns: int = 2) -> None:
-    """A legend above the axes, if there is anything to tell apart."""
+def legend(axes: Axes, columns: int = 2) -> int:
+    """A legend above the axes, if there is anything to tell apart, in as many columns as the figure is wide for.
+
+    Returns:
+        Its rows.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(handles)))
+    names = [shortened(label, _LETTERS) for label in labels]
+    for n in range(min(columns, len(handles)), 0, -1):
+        drawn = axes.figure.legend(handles, names, loc="outside upper left", ncols=n)
+        if n == 1 or drawn.get_window_extent().width <= axes.figure.bbox.width:
+            return math.ceil(len(handles) / n)
+        drawn.remove()
+    return 0
+
+
+def shortened(text: str, letters: int) -> str:
+    """A text of at most so many letters: of a longer one beginning and end."""
+    end = (letters - 1) // 2
+    return text if len(text) <= letters else f"{text[: letters - 1 - end]}…{text[-end:]}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from covr_lightning.report.runs import Run
+from covr_lightning.report.runs import ANY_SCORE, Run, Score
 from covr_lightning.sweep.differences import SEEDS, result_settings
 
 
@@ -45,10 +47,17 @@ class Group:
     Attributes:
         name: Its name in the report.
         runs: Its runs, by seed.
+        task: Its environment and task, where the report is about several.
     """
 
     name: str
     runs: list[Run]
+    task: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name as a heading has it, with its task where there are several."""
+        return " · ".join(filter(None, [self.name, self.task]))
 
     @property
     def names(self) -> set[str]:
@@ -80,13 +89,14 @@ class Group:
         """The learning curve: environment steps, and what the seeds come to there.
 
         Evaluations that all seeds have; of runs under way, that all have so far. A run without any, as one that has
-        only just begun, is left out of them.
+        only just begun, is left out of them, and so is one with only the first, of the untrained policy, beside others.
         """
         curves = {
             i: {int(point["env_steps"]): point for point in run.curve if name in point}
             for i, run in enumerate(self.runs)
         }
-        curves = {i: curve for i, curve in curves.items() if curve}
+        most = max(map(len, curves.values()), default=0)
+        curves = {i: curve for i, curve in curves.items() if len(curve) >= min(most, 2) and curve}
         steps = sorted(set.intersection(*map(set, curves.values()))) if curves else []
         return [
             (
@@ -108,10 +118,8 @@ class Group:
         """
         values = []
         for run in self.runs:
-            at = {r["round"]: r["env_steps"] for r in run.rounds}
-            later = at.get(round_ + 1, math.inf)
-            point = next((p for p in run.curve if p["env_steps"] > at.get(round_, math.inf)), {})
-            if name in point and point["env_steps"] <= later:
+            point = next((p for p in run.curve if p["env_steps"] > run.round_at(round_)), {})
+            if name in point and point["env_steps"] <= run.round_at(round_ + 1):
                 values.append(OfRun(run.seed, point[name], point.get(f"{name}_std", math.nan)))
         return self._over_seeds(values)
 
@@ -130,9 +138,10 @@ class Group:
         return f"{n} seeds" if n == of else f"{n} of {of} seeds"
 
     def spread_is(self, measured: Measured) -> str:
-        """What follows ±, and over whom a mean is: ``± over 3 seeds``, ``± over episodes``, ``seed 1 alone``."""
+        """What follows ±, and over whom a mean is: ``± over 3 seeds``, ``± over 10 episodes``, ``seed 1 alone``."""
         if len(self.runs) == 1:
-            return "± over episodes"
+            n = self.runs[0].eval_episodes
+            return "one episode" if n == 1 else f"± over {n} episodes" if n else "± over episodes"
         return f"{self.who(measured)} alone" if len(measured.seeds) == 1 else f"± over {self.who(measured)}"
 
     def _over_seeds(self, values: Sequence[OfRun]) -> Measured:
@@ -168,25 +177,74 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     named: list[Group] = []
     for members in groups.values():
         members.sort(key=lambda run: run.seed)
-        name = _common([_name(run) for run in members])
-        others = [group.name for group in named]
-        n = 2
-        while (name if n == 2 else f"{name} ({n - 1})") in others:
-            n += 1
-        named.append(Group(name if n == 2 else f"{name} ({n - 1})", members))
+        named.append(Group(_common([_name(run) for run in members]), members))
+    _tell_apart(named)
+    tasks = [" ".join(filter(None, [group.runs[0].env, group.runs[0].task])) for group in named]
+    for group, task in zip(named, tasks, strict=True):
+        group.task = task if len(set(tasks)) > 1 else ""
     return named
 
 
+def score_of(groups: Sequence[Group]) -> Score:
+    """What the rounds of all these judge rows by; a score where that is not the same in all."""
+    scores = {group.runs[0].score for group in groups if group.round_numbers}
+    return scores.pop() if len(scores) == 1 else ANY_SCORE
+
+
+def _tell_apart(groups: Sequence[Group]) -> None:
+    """Put before equal names the nearest folder above that tells them apart; number them where none does."""
+    by_name: dict[str, list[Group]] = {}
+    for group in groups:
+        by_name.setdefault(group.name, []).append(group)
+    for same in by_name.values():
+        above = [[_folder(run).parents for run in group.runs] for group in same]
+        for level in range(min(len(parents) for one in above for parents in one) if len(same) > 1 else 0):
+            names = [{_text(parents[level].name) for parents in one} for one in above]
+            if all(len(one) == 1 and one != {""} for one in names) and len(set.union(*names)) == len(same):
+                for group, (name,) in zip(same, names, strict=True):
+                    group.name = f"{name}/{group.name}"
+                break
+    taken = set[str]()
+    for group in groups:
+        numbered = (f"{group.name} ({n})" for n in itertools.count(2))
+        group.name = group.name if group.name not in taken else next(one for one in numbered if one not in taken)
+        taken.add(group.name)
+
+
 def _common(names: Sequence[str]) -> str:
-    """The runs' name without what numbers them (``rad_s1``, ``rad-2``), if they have one; otherwise all names."""
-    if len(set(names)) == 1:
+    """The runs' name without what numbers them (``rad_s1``, ``rad-2``), or the whole words that all begin with.
+
+    Without either all names of a few runs; of more the first.
+    """
+    names = list(dict.fromkeys(names))
+    if len(names) == 1:
         return names[0]
-    without = {re.sub(r"[-_ .]?(s|seed)?[-_ .]?\d*$", "", name) for name in names}
-    return without.pop() if len(without) == 1 and "" not in without else ", ".join(names)
+    without = {_without_number(name) for name in names}
+    if len(without) == 1 and "" not in without:
+        return without.pop()
+    words = zip(*(re.findall(r"\d+|[-_ .]+|[^-_ .\d]+", name) for name in names), strict=False)
+    prefix = "".join(same[0] for same in itertools.takewhile(lambda same: len(set(same)) == 1, words))
+    prefix = re.sub(r"([-_ .]+(s|seed))?[-_ .]*$", "", prefix)
+    if len(prefix) > 2:
+        return prefix
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"[-_ .]?(s|seed)?[-_ .]?\d*$", "", name)
+
+
+def _folder(run: Run) -> Path:
+    """The folder that a run has its name from: of a sweep's config, whose runs are ``NAME/seed_N``, that one."""
+    folder = run.folder.resolve()
+    return folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder
 
 
 def _name(run: Run) -> str:
-    """A run's name; that of a sweep's config, whose runs are ``NAME/seed_N``. What is no UTF-8 in it is a ``?``."""
-    folder = run.folder.resolve()
-    name = folder.parent.name if re.fullmatch(r"seed_\d+", folder.name) else folder.name
+    """A run's name, or a sweep's config's."""
+    return _text(_folder(run).name)
+
+
+def _text(name: str) -> str:
+    """A file's name; what is no UTF-8 in it is a ``?``."""
     return name.encode(errors="replace").decode()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from covr_lightning.report import figures
@@ -36,7 +35,8 @@ class Stretch(NamedTuple):
         loss: Eq. 4's term, with λ.
         lam: λ.
         labelled: Share of a batch's rows that had an answer.
-        preferred: Share of these whose answer the critics preferred to the policy's action; NaN without a `q_filter`.
+        preferred: Share of all these whose answer the critics preferred to the policy's action; NaN without a
+            `q_filter`, and where no row had an answer.
     """
 
     round: int
@@ -48,18 +48,26 @@ class Stretch(NamedTuple):
 
 
 def stretches(run: Run) -> list[Stretch]:
-    """What each stretch between rounds comes to; none where nothing was logged. An update at a round is before it."""
+    """What each stretch between rounds comes to; none where nothing was logged, or where it ends is not known.
+
+    An update at a round is before it.
+    """
     rows = logged(run)
-    bounds = [(0, 0), *((int(r["round"]), int(r["env_steps"])) for r in run.rounds)]
     found = []
-    for i, (round_, begins) in enumerate(bounds):
-        ends = bounds[i + 1][1] if i + 1 < len(bounds) else math.inf
+    for round_, begins in [(0, 0), *((int(r["round"]), int(r["env_steps"])) for r in run.rounds)]:
+        ends = run.round_at(round_ + 1)
         own = [row for row in rows if begins < row["step"] <= ends]
         if own:
             loss, lam, labelled = (fmean(row[name] for row in own) for name in (LOSS, LAMBDA, LABELLED))
-            preferred = [row[PREFERRED] for row in own if PREFERRED in row]
-            found.append(Stretch(round_, begins, loss, lam, labelled, fmean(preferred) if preferred else math.nan))
+            found.append(Stretch(round_, begins, loss, lam, labelled, _preferred(own)))
     return found
+
+
+def _preferred(rows: Sequence[dict[str, float]]) -> float:
+    """Mean over rows that had an answer: a batch without any counts for nothing, whatever was logged of it."""
+    both = [(row[PREFERRED], row[LABELLED]) for row in rows if PREFERRED in row]
+    answered = sum(labelled for _, labelled in both)
+    return sum(share * labelled for share, labelled in both) / answered if answered else math.nan
 
 
 def logged(run: Run) -> list[dict[str, float]]:
@@ -90,14 +98,20 @@ def guidance(page: Page, groups: Sequence[Group]) -> None:
     page.section("Guidance", text)
     for group in named(page, with_prior):
         runs = [run for run in group.runs if logged(run)]
+        over = all(run.state == "finished" for run in group.runs)
         if not runs:
+            none = "No update has logged it" + " yet" * (not over)
             page.missing(
-                f"No update has logged it yet: <code>logs/csv/metrics.csv</code> has <code>{LOSS}</code> every "
+                f"{none}: <code>logs/csv/metrics.csv</code> has <code>{LOSS}</code> every "
                 "<code>trainer.log_every_n_steps</code> updates, unless <code>trainer.logger</code> is false."
             )
             continue
         if not any(row[LAMBDA] for run in runs for row in logged(run)):
-            page.missing("λ has been 0 so far: the VLM has not guided the policy yet.")
+            page.missing(
+                "λ was 0 throughout: the VLM has not guided the policy."
+                if over
+                else "λ has been 0 so far: the VLM has not guided the policy yet."
+            )
             continue
         page.figures(
             [
@@ -119,7 +133,7 @@ def over_training(group: Group, name: str, label: str) -> Figure:
     Lines break at rounds, where λ and the VLM are others from one update to the next.
     """
     figure, axes = new_figure()
-    for run, color, _, dashes in figures.looks_of_seeds(group):
+    for run, color, _, dashes, marker in figures.looks_of_seeds(group):
         bounds = [0, *(r["env_steps"] for r in run.rounds), math.inf]
         points: list[tuple[float, float]] = []
         for begins, ends in itertools.pairwise(bounds):
@@ -129,7 +143,7 @@ def over_training(group: Group, name: str, label: str) -> Figure:
             points.append((math.nan, math.nan))
         if len(points) > len(bounds) - 1:
             axes.plot(
-                *zip(*points, strict=True), color=color, linewidth=1.6, linestyle=dashes, marker=".", markersize=3,
+                *zip(*points, strict=True), color=color, linewidth=1.6, linestyle=dashes, marker=marker, markersize=2.5,
                 label=f"seed {run.seed}",
             )  # fmt: skip
     axes.set(xlabel="environment steps", ylabel=label)
@@ -144,20 +158,21 @@ def _table(group: Group) -> str:
     """A row for each stretch, over the seeds that have it."""
     several = len(group.runs) > 1
     found = sorted((one for run in group.runs for one in stretches(run)), key=lambda one: one.round)
-    filtered = any(math.isfinite(one.preferred) for one in found)
+    filtered = bool(group.runs[0].setting("model", "prior", "q_filter"))
     first = "before the first round" if group.round_numbers else "the whole run"
     rows = []
     for round_, same in itertools.groupby(found, key=lambda one: one.round):
         of_seeds = list(same)
         begins = sorted({one.begins for one in of_seeds})
+        preferred = [one.preferred for one in of_seeds if math.isfinite(one.preferred)]
         loss, lam = (mean_and_spread([getattr(one, name) for one in of_seeds]) for name in ("loss", "lam"))
         rows.append(
             [
                 f"after round {round_}" if round_ else first,
                 "–".join(f"{step:,}" for step in dict.fromkeys([begins[0], begins[-1]])),
                 *[str(len(of_seeds))] * several,
-                plus_minus(*lam, 2), percent(float(np.mean([one.labelled for one in of_seeds]))),
-                *[percent(float(np.mean([one.preferred for one in of_seeds])))] * filtered, plus_minus(*loss, 3),
+                plus_minus(*lam, 2), percent(fmean(one.labelled for one in of_seeds)),
+                *[percent(fmean(preferred) if preferred else None)] * filtered, plus_minus(*loss, 3),
             ]
         )  # fmt: skip
     head = ["stretch", "from step", *["seeds"] * several, "λ", "rows with an answer"]

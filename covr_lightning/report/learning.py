@@ -25,7 +25,8 @@ def learning(page: Page, groups: Sequence[Group]) -> None:
         "Learning curves",
         "Mean of the evaluation's episodes, deterministic policy. The band is one standard deviation: over seeds where "
         "a configuration has several (each a thin line; the thick one is their mean and ends where the slowest is), "
-        "over episodes with one. Where colours take turns, the configurations are one, to the last digit.",
+        "over episodes with one. Where colours take turns, the configurations' means are the same, to the last digit "
+        "written.",
     )
     tasks: dict[str, list[Group]] = {}
     for group in groups:
@@ -64,8 +65,13 @@ def _task(page: Page, groups: Sequence[Group]) -> None:
         "; in a row of several seeds over seeds, up to the last evaluation that all of them have. Best: the highest "
         "point of a row's curve, for several seeds of their mean curve"
     )
-    over = "± standard deviation over episodes" + several * any(len(group.runs) > 1 for group in groups)
-    note = f"{over}. The area is divided by its steps: a mean {label}."
+    n = {run.eval_episodes for group in groups for run in group.runs}
+    episodes = f"an evaluation's {n.pop()} episodes" if len(n) == 1 and n.isdisjoint({None, 1}) else "episodes"
+    over = f"± standard deviation over {episodes}" + several * any(len(group.runs) > 1 for group in groups)
+    note = (
+        f"{over}. The area is divided by its steps: a mean {label}. Each is over a row's own steps, so those of "
+        "rows that end at others do not compare."
+    )
     page.add(table([*head, "area under curve"], rows, note, dense=drives))
 
 
@@ -95,9 +101,11 @@ def _all_seeds(group: Group) -> list[list[str]]:
         return []
     end = points[-1][0]
     curves = [
-        [(p["env_steps"], p["return"], math.nan) for p in run.curve if p["env_steps"] <= end] for run in group.runs
+        [(p["env_steps"], p["return"], math.nan) for p in run.curve if p["env_steps"] <= end]
+        for run in group.runs
+        if run.seed in points[0][1].seeds
     ]
-    areas = mean_and_spread([area(curve) for curve in curves if curve])
+    areas = mean_and_spread([area(curve) for curve in curves])
     ends = []
     for name in ("distance", *CONTACTS) if group.drives else ():
         of_seeds = [plus_minus(*one[:2]) for _, one in group.points(name)]

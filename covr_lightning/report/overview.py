@@ -16,13 +16,16 @@ def overview(page: Page, groups: Sequence[Group]) -> None:
     """What each group is, a few numbers of it, and how far its runs are."""
     page.section("At a glance")
     for group in groups:
-        page.add(f"<h3>{escape(group.name)} {_states(group)}</h3>")
+        page.add(f"<h3>{escape(group.title)} {_states(group)}</h3>")
         page.add(f'<p class="small">{escape(method(group.runs[0]))}</p>')
         tiles = [*_return_tiles(group), *_round_tiles(group)]
         page.add(f'<div class="tiles">{"".join(tiles)}</div>')
         said = " ".join(filter(None, [_notes(run, len(group.runs) > 1) for run in group.runs]))
         if said:
             page.add(f'<p class="small">{escape(said)}</p>')
+        if sum(len(one.runs) for one in groups) > 1:
+            folders = "".join(f"<li>seed {run.seed} → {escape(str(run.folder))}</li>" for run in group.runs)
+            page.add(f'<details class="small"><summary>Folders</summary><ul>{folders}</ul></details>')
 
 
 def _notes(run: Run, several: bool) -> str:

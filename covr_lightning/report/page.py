@@ -20,6 +20,9 @@ from covr_lightning.report.drawing import as_svg, write_png
 #: What a page of this module says of itself in its head.
 MARK = '<meta name="generator" content="covr report">'
 
+#: Letters that a PNG's name has at most, without its counter and ending.
+_LETTERS = 80
+
 
 class Cell(str):
     """A table's cell as HTML, which a plain text that begins with ``<td`` is not."""
@@ -73,10 +76,12 @@ class Page:
         """
         if figure is None:
             return ""
-        name = _slug(name)
-        n = 2
+        whole = _slug(name)
+        if len(whole) > _LETTERS:  # of a long name what begins it, and what the figure is of
+            whole = f"{whole[: _LETTERS - 32].rstrip('-')}-{whole[-31:].lstrip('-')}"
+        name, n = whole, 2
         while name in self._pngs:
-            name, n = f"{name.removesuffix(f'-{n - 1}')}-{n}", n + 1
+            name, n = f"{whole}-{n}", n + 1
         self._pngs.add(name)
         svg = as_svg(figure, caption)
         figure.set_layout_engine("none")  # a figure is laid out once, which is a third of what drawing it takes
@@ -128,7 +133,7 @@ def table(
 
     Args:
         head: Titles, plain text; they stand as their cells do, at the left above a column of :func:`text_cell`.
-        rows: Cells, each plain text or a :class:`Cell`.
+        rows: Cells, each plain text or a :class:`Cell`; a row's first is its title.
         caption: Plain text.
         ours: Rows to stand out.
         dense: For many columns.
@@ -142,7 +147,9 @@ def table(
     titles = "".join(f'<th scope="col"{kind}>{escape(title)}</th>' for kind, title in zip(kinds, head, strict=True))
     lines.append(f"<thead><tr>{titles}</tr></thead><tbody>")
     for i, row in enumerate(rows):
-        cells = "".join(cell if isinstance(cell, Cell) else f"<td>{escape(cell)}</td>" for cell in row)
+        html = [cell if isinstance(cell, Cell) else f"<td>{escape(cell)}</td>" for cell in row]
+        html[:1] = [f'<th scope="row"{cell[3:-5]}</th>' for cell in html[:1]]
+        cells = "".join(html)
         lines.append(f'<tr class="ours">{cells}</tr>' if i in ours else f"<tr>{cells}</tr>")
     return "\n".join([*filter(None, lines), "</tbody></table></div>"])
 
@@ -158,12 +165,12 @@ def text_cell(text: str) -> Cell:
     return _TextCell(f'<td class="text">{"<wbr>".join(parts)}</td>')
 
 
-def picture(frame: np.ndarray) -> str:
-    """A frame (3, h, w) uint8 as an image's HTML."""
+def picture(frame: np.ndarray, said: str) -> str:
+    """A frame (3, h, w) uint8 as an image's HTML, and what is said where it is not seen."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="frame" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape(said)}" src="data:image/png;base64,{data}">'
 
 
 def number(value: float | None, decimals: int = 1) -> str:

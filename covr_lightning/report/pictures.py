@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
 from covr_lightning.report import figures
-from covr_lightning.report.groups import Group
+from covr_lightning.report.groups import Group, score_of
 from covr_lightning.report.page import Page, number, picture, table
 from covr_lightning.report.runs import Columns, VLMAlone
 from covr_lightning.report.sections import CALLBACK, PLAY_ALONE, named, of_seed
@@ -22,13 +24,14 @@ _EMBEDDED_BYTES = 6_000_000
 
 def similarity(page: Page, groups: Sequence[Group]) -> None:
     """Fig. 6."""
+    score = escape(score_of(groups).one)
     page.section(
         "Whom the VLM resembles",
-        "1 − |a_v − a| as a share of the action's range, mean over dimensions: 1 is the executed action, 0 its "
-        "opposite. Blue are rows of high return (kept and held out of training, at "
-        "least the median), red rows of low return (not kept, at most the median). A round has worked when blue rises "
-        "and red does not follow. Means are over the answers that could be parsed, pale where those are fewer than "
-        "half of the rows. Bars: middle half (Fig. 6).",
+        "1 − |a_v − a| as a share of the action's range, mean over dimensions: 1 is the executed action, 0 the "
+        f"opposite end of the range. Blue are rows of high {score} (kept and held out of training, at "
+        f"least the median), red rows of low {score} (not kept, at most the median). A round has worked when blue "
+        "rises and red does not follow. Means are over the answers that could be parsed, pale where those are fewer "
+        "than half of the rows. Bars: middle half (Fig. 6).",
     )
     for group in named(page, groups, with_rounds=True):
         run = group.first
@@ -49,7 +52,7 @@ def similarity(page: Page, groups: Sequence[Group]) -> None:
                 count = figures.rows_of(columns, high)
                 means = [_mean(figures.similarities(columns, high, when), count) for when in ("before", "after")]
                 rows.append([str(n), "high" if high else "low", str(count), *means])
-        page.add(table(["round", "returns", "rows", "before", "after"], rows, "Mean similarity"))
+        page.add(table(["round", run.score.one, "rows", "before", "after"], rows, "Mean similarity"))
 
 
 def strips(page: Page, groups: Sequence[Group]) -> None:
@@ -66,8 +69,8 @@ def strips(page: Page, groups: Sequence[Group]) -> None:
             columns = run.samples[last]
             high = int(columns["high"][columns["frame_rows"]].sum())
             first = "none is" if not high else "the first is" if high == 1 else f"the first {high} are"
-            page.add(f"<p>Rows of D_f in round {last}{of_seed(group)}: {first} of high return.</p>")
-            page.add(_answers(columns))
+            page.add(f"<p>Rows of D_f in round {last}{of_seed(group)}: {first} of high {escape(run.score.one)}.</p>")
+            page.add(_answers(columns, last, run.score.one))
         if not run.vlm:
             page.missing(
                 f"No episode of the VLM alone is recorded: <code>{PLAY_ALONE}</code> plays some before the first round "
@@ -81,7 +84,7 @@ def strips(page: Page, groups: Sequence[Group]) -> None:
                 driven = f", DD {number(float(one.columns['distance'][0]))} m" if "distance" in one.columns else ""
                 came_to = f"{group.label} {number(float(one.columns['return'][0]))}{driven}"
                 page.add(f"<p>Alone, {name}{of_seed(group)}: {came_to}</p>")
-                page.add(_episode(one))
+                page.add(_episode(one, f"VLM alone, {name}"))
         page.figures(
             [
                 page.figure(
@@ -93,8 +96,8 @@ def strips(page: Page, groups: Sequence[Group]) -> None:
         )  # fmt: skip
 
 
-def _answers(columns: Columns) -> str:
-    """Frames with the VLM's answers before and after, and what was done."""
+def _answers(columns: Columns, round_: int, score: str) -> str:
+    """Frames with the VLM's answers before and after, what was done, and the row's score."""
     cells = []
     for frame, row in zip(columns["frames"], columns["frame_rows"], strict=True):
         lines = []
@@ -102,15 +105,16 @@ def _answers(columns: Columns) -> str:
             if when in columns:
                 lines.append(f'<span class="{when}">{when} {_said(columns, when, row)}</span>')
         lines.append(f'<span class="did">done {_action(columns["action"][row])}</span>')
-        lines.append(f"return {number(float(columns['score'][row]))}")
-        cells.append(_cell(frame, "<br>".join(lines)))
+        lines.append(f"{escape(score)} {number(float(columns['score'][row]))}")
+        high = "high" if columns["high"][row] else "low"
+        cells.append(_cell(frame, f"round {round_}, row {int(row)}, {high} {score}", "<br>".join(lines)))
     return f'<div class="strip">{"".join(cells)}</div>'
 
 
-def _cell(frame: np.ndarray, caption: str) -> str:
+def _cell(frame: np.ndarray, alt: str, caption: str) -> str:
     """A frame of a strip, or several side by side as the VLM was shown them, with what is said below it (HTML)."""
     several = max(1, round(frame.shape[2] / frame.shape[1]))
-    return f'<figure style="--frames:{several}">{picture(frame)}<figcaption>{caption}</figcaption></figure>'
+    return f'<figure style="--frames:{several}">{picture(frame, alt)}<figcaption>{caption}</figcaption></figure>'
 
 
 def _said(columns: Columns, when: str, row: int) -> str:
@@ -121,13 +125,13 @@ def _said(columns: Columns, when: str, row: int) -> str:
     return "unparsable" if answered is None or answered[row] else "no answer"
 
 
-def _episode(one: VLMAlone) -> str:
+def _episode(one: VLMAlone, whose: str) -> str:
     """Frames of an episode with the actions and rewards there."""
     cells = []
     for frame, step in zip(one.columns["frames"], one.columns["frame_steps"], strict=True):
         action, reward = _action(one.columns["actions"][step]), number(float(one.columns["rewards"][step]), 2)
         text = f"step {int(step)}<br>action {action}<br>reward {reward}"
-        cells.append(_cell(frame, text))
+        cells.append(_cell(frame, f"{whose}, step {int(step)}", text))
     return f'<div class="strip">{"".join(cells)}</div>'
 
 
@@ -144,20 +148,21 @@ def _mean(values: np.ndarray, of: int) -> str:
 
 
 def videos(page: Page, groups: Sequence[Group]) -> None:
-    """The runs' videos, the latest first."""
+    """The runs' videos: the latest of each run, then the one before of each, and so on."""
     page.section("Videos")
-    found = [(group, run, path) for group in groups for run in group.runs for path in reversed(run.videos)]
+    of_runs = [[(group, run, path) for path in reversed(run.videos)] for group in groups for run in group.runs]
+    found = [one for same in itertools.zip_longest(*of_runs) for one in same if one]
     if not found:
         page.missing("There are none: <code>--video true</code> writes one of each evaluation's first episode.")
         return
     room = _EMBEDDED_BYTES
     cells, links = [], []
     for group, run, path in found:
-        size = path.stat().st_size
         text = f"{group.name}, seed {run.seed}: {path.stem}"
-        if size <= room:
-            room -= size
-            data = base64.b64encode(path.read_bytes()).decode()
+        content = _content(path, room)
+        if content:
+            room -= len(content)
+            data = base64.b64encode(content).decode()
             source = f'<video controls muted playsinline src="data:video/mp4;base64,{data}"></video>'
             cells.append(f"<figure>{source}<figcaption>{escape(text)}</figcaption></figure>")
         else:
@@ -166,3 +171,11 @@ def videos(page: Page, groups: Sequence[Group]) -> None:
     page.figures(cells)
     if links:
         page.add(f"<p>Others, beside this page in the runs' folders:</p><ul>{''.join(links)}</ul>")
+
+
+def _content(path: Path, most: int) -> bytes:
+    """What is in a file; nothing if that is more than so many bytes, or cannot be read (any more)."""
+    try:
+        return path.read_bytes() if path.stat().st_size <= most else b""
+    except OSError:
+        return b""

@@ -110,20 +110,22 @@ def _are_finite(values: Mapping[str, Any], *names: str) -> bool:
 
 
 def _numbers(path: Path) -> list[dict[str, float]]:
-    """Rows of a CSV, without what is no number: empty cells, and a line that is not whole yet."""
+    """Rows of a CSV, without what is no number, as empty cells are, and without a last line that is not whole yet."""
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(line for line in file if line.endswith(("\n", "\r"))))
     except (OSError, csv.Error):
         return []
     return [{name: value for name, text in row.items() if (value := _number(text)) is not None} for row in rows]
 
 
 def _number(text: Any) -> float | None:
+    """A number, or NaN; None of anything else, and of infinity, which no sum or figure has room for."""
     try:
-        return float(text)
+        value = float(text)
     except (TypeError, ValueError):
         return None
+    return None if math.isinf(value) else value
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,23 @@ from covr_lightning.sweep.runs import SET_ASIDE
 
 State = Literal["finished", "running", "stopped"]
 Columns = dict[str, np.ndarray]
+
+
+class Score(NamedTuple):
+    """What a round judges rows of D_f by, in words: of one row, of several, and with its symbol."""
+
+    one: str
+    many: str
+    symbol: str
+
+
+RETURN = Score("return", "returns", "return g")
+#: Of what a user's own class gives, and of configurations that have not one score.
+ANY_SCORE = Score("score", "scores", "score")
+_SCORES = {
+    "": RETURN, "ReturnScore": RETURN, "RewardScore": Score("reward", "rewards", "reward r"),
+    "QScore": Score("min Q(s, a)", "values of min Q(s, a)", "min Q(s, a)"),
+}  # fmt: skip
 
 
 @dataclass
@@ -109,6 +126,26 @@ class Run:
         return None
 
     @property
+    def score(self) -> Score:
+        """What its rounds judge rows by."""
+        return _SCORES.get(class_name((self.fine_tuning() or {}).get("score")), ANY_SCORE)
+
+    @property
+    def eval_episodes(self) -> int | None:
+        """Episodes of an evaluation, if its configuration tells."""
+        return _whole(self.setting("data", "eval_episodes", default=0)) or None
+
+    def round_at(self, n: int) -> float:
+        """Environment steps of a round; infinity before it has come, NaN where its file is missing among others'."""
+        at = {r["round"]: r["env_steps"] for r in self.rounds}
+        return at.get(n, math.nan if n < max(at, default=0) else math.inf) if n else 0
+
+    @property
+    def missing_rounds(self) -> list[int]:
+        """Rounds before its last one of which nothing can be read."""
+        return [n for n in range(1, max((r["round"] for r in self.rounds), default=0)) if math.isnan(self.round_at(n))]
+
+    @property
     def action_size(self) -> int | None:
         """A, if the run tells it: its rounds do, and what they recorded."""
         for round_ in self.rounds:
@@ -128,6 +165,12 @@ def figure_of(round_: Mapping[str, Any], name: str) -> float:
     """A round's figure; NaN where it has none."""
     value = round_.get(name)
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def init_args(part: Any) -> dict[str, Any]:
+    """Arguments of a part of a configuration; none of one that is only named."""
+    given = part.get("init_args") if isinstance(part, dict) else None
+    return given if isinstance(given, dict) else {}
 
 
 def class_name(part: Any) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from covr_lightning.report import figures
-from covr_lightning.report.groups import Group, Measured
+from covr_lightning.report.groups import Group, Measured, score_of
 from covr_lightning.report.page import Page, bar, number, percent, plus_minus, table
 from covr_lightning.report.published import as_printed, per_round
-from covr_lightning.report.runs import Run, class_name, figure_of
+from covr_lightning.report.runs import Run, class_name, figure_of, init_args
+from covr_lightning.saving.round_files import RoundFiles
 
 #: What settings are called on the command line.
 CALLBACK = "--trainer.callbacks"
@@ -27,12 +29,21 @@ def rounds(page: Page, groups: Sequence[Group]) -> None:
         "before it, and the VLM when it acts alone (Tables 14, 15); hollow and dashed where only "
         "some of the seeds have come so far. Then the VLM's error against executed actions of kept rows that it was "
         "not trained on; it has learnt something when the filled dot is under the solid line. Dotted: how far the "
-        "policy's draws are from its middle, which no VLM can foretell.",
+        "policy's draws are from its mean, which is about what would remain for a VLM that knew this mean; rows of D_f "
+        "come from earlier policies, too.",
     )
     for group in named(page, groups):
         if not _has_rounds(page, group):
             continue
         label = group.label
+        for run in group.runs:
+            if run.missing_rounds:
+                names = ", ".join(f"<code>rounds/{RoundFiles(Path(), n).report}</code>" for n in run.missing_rounds)
+                seed = f"Seed {run.seed}: " if len(group.runs) > 1 else ""
+                page.missing(
+                    f"{seed}{names} cannot be read, so when that round was is not known: the policy after it and after "
+                    "the round before it is left out, and so is the guidance there."
+                )
         page.figures(
             [
                 page.figure(
@@ -99,9 +110,18 @@ def _performance_table(group: Group, name: str, label: str) -> str:
     for at, last in group.points(name)[-1:]:
         end = [f"last evaluation, {at:,} steps", *cells(last, None)]
         rows.append([*end, f"{as_printed(paper['policy at the end'])} (end)", "–"] if paper else end)
-    spread = "over the seeds behind a number, where there are two or more" if several else "over episodes"
+    spread = "over the seeds behind a number, where there are two or more" if several else f"over {_episodes(group)}"
     source = " (paper: #HW on CARLA)" if paper else ""
     return table(head, rows, f"{label}, ± standard deviation {spread}{source}")
+
+
+def _episodes(group: Group) -> str:
+    """Episodes behind the numbers of a group's one run, and how many if that is known."""
+    run = group.runs[0]
+    of_vlm = sorted({len(one.columns["return"]) for one in run.vlm.values()})
+    counts = [f"policy {run.eval_episodes}"] if run.eval_episodes else []
+    counts += [f"VLM alone {' or '.join(map(str, of_vlm))}"] if of_vlm else []
+    return f"episodes ({', '.join(counts)})" if counts else "episodes"
 
 
 def _figures_table(run: Run, caption: str) -> str:
@@ -142,15 +162,16 @@ def buffer(page: Page, groups: Sequence[Group]) -> None:
     """Fig. 8."""
     page.section(
         "What each round trained on",
-        "Returns of the rows in D_f when the round came: grey all rows, blue those that the filter kept, orange its "
-        "threshold τ, dashed the lowest row that a fixed filter of the best 95 % would keep (Fig. 8).",
+        f"{escape(capital(score_of(groups).many))} of the rows in D_f when the round came: grey all rows, blue those "
+        "that the filter kept, orange its threshold τ, dashed the lowest row that a fixed filter of the best 95 % "
+        "would keep (Fig. 8).",
     )
     for group in named(page, groups, with_rounds=True):
         run = group.first
         drawn = [
             page.figure(
-                figures.returns_in_buffer(r), f"{group.name} returns round {r['round']}",
-                f"Returns in D_f, round {r['round']}{of_seed(group)}",
+                figures.scores_in_buffer(r, run.score.symbol), f"{group.name} {run.score.many} round {r['round']}",
+                f"{capital(run.score.many)} in D_f, round {r['round']}{of_seed(group)}",
             )
             for r in run.rounds
         ]  # fmt: skip
@@ -160,21 +181,23 @@ def buffer(page: Page, groups: Sequence[Group]) -> None:
         page.figures([kept, *drawn])
         if not any(drawn):
             page.missing(
-                "The distribution of returns is not in these rounds' files: an earlier version of the package wrote "
-                "them; new rounds record it without a setting."
+                f"The distribution of {escape(run.score.many)} is not in these rounds' files: an earlier version of "
+                "the package wrote them; new rounds record it without a setting."
             )
 
 
 def entropy(page: Page, groups: Sequence[Group]) -> None:
     """Fig. 7."""
+    signs = {_sign(group) for group in groups if group.round_numbers}
+    sigmoid = "σ(ε)" if signs == {1.0} else "σ(−ε)" if signs == {-1.0} else "σ(±ε)"
     page.section(
         "Exploration: ε and the threshold",
-        "τ = median + σ(ε)·IQR of the returns. The more the policy still explores, the higher ε. First over training, "
-        "then where each round was on the sigmoid, its number below; of several seeds each in its colour (Fig. 7).",
+        f"τ = median + {sigmoid}·IQR of the {escape(score_of(groups).many)}. The more the policy still explores, the "
+        "higher ε. First over training, then where each round was on the sigmoid, its number below; of several seeds "
+        "each in its colour (Fig. 7).",
     )
     for group in named(page, groups, with_rounds=True):
-        filter_ = (group.first.fine_tuning() or {}).get("filter") or {}
-        sign = -1.0 if (filter_.get("init_args") or {}).get("sign") == "prose" else 1.0
+        filter_, sign = (group.first.fine_tuning() or {}).get("filter"), _sign(group)
         page.figures(
             [
                 page.figure(figures.entropy(group), f"{group.name} entropy", "ε over training"),
@@ -189,9 +212,21 @@ def entropy(page: Page, groups: Sequence[Group]) -> None:
                 "ε over training is not drawn: it is per action dimension, and this run does not tell how many there "
                 "are, since an earlier version of the package wrote its rounds."
             )
+        if init_args(filter_).get("compare") == "raw":
+            many = escape(group.first.score.many)
+            page.add(
+                f'<p class="small">With <code>compare: raw</code> τ is in units of z-scores, whose median and IQR it '
+                f"is made of, and the {many} are compared with it as they are.</p>"
+            )
         other = class_name(filter_)
         if other not in ("", "EDDF"):
             page.add(f'<p class="small">This run\'s filter is {escape(other)}, which ε does not move.</p>')
+
+
+def _sign(group: Group) -> float:
+    """Sign of ε in the group's threshold."""
+    filter_ = (group.first.fine_tuning() or {}).get("filter")
+    return -1.0 if init_args(filter_).get("sign") == "prose" else 1.0
 
 
 def times(page: Page, groups: Sequence[Group]) -> None:
@@ -216,7 +251,8 @@ def times(page: Page, groups: Sequence[Group]) -> None:
                     ]
                     for name, s in parts
                 ]
-                page.add(table(["part", "seconds", "share", "times", ""], rows, f"{seed}{_duration(total)} in all"))
+                caption = f"{seed}{_duration(total)} {_until(run)}"
+                page.add(table(["part", "seconds", "share", "times", ""], rows, caption))
             elif run.rounds:
                 spent = sum(figure_of(r, "seconds") for r in run.rounds)
                 renewing = sum(figure_of(r, "seconds_renewing") for r in run.rounds)
@@ -226,6 +262,13 @@ def times(page: Page, groups: Sequence[Group]) -> None:
                 )
             else:
                 page.missing(f"{escape(seed)}{_NO_PROFILE.capitalize()}.")
+
+
+def _until(run: Run) -> str:
+    """What ``profile.json`` covers: a run writes it after each evaluation and at its end."""
+    if run.state == "finished" or not run.curve:
+        return "in all"
+    return f"up to the last evaluation, at {int(run.curve[-1]['env_steps']):,} steps"
 
 
 def _duration(seconds: float) -> str:
@@ -245,7 +288,7 @@ def named(page: Page, groups: Sequence[Group], with_rounds: bool = False) -> Ite
         if with_rounds and not group.round_numbers:
             continue
         if len(groups) > 1:
-            page.add(f"<h3>{escape(group.name)}</h3>")
+            page.add(f"<h3>{escape(group.title)}</h3>")
         yield group
 
 
@@ -262,9 +305,23 @@ def _has_rounds(page: Page, group: Group) -> bool:
     elif class_name(settings.get("schedule")) == "NeverSchedule":
         page.missing("This configuration has no rounds: its <code>schedule</code> is <code>NeverSchedule</code>.")
     else:
-        given = (settings.get("schedule") or {}).get("init_args") or {}
-        first = given.get("at_env_steps", [given.get("psi0_env_steps", 5000)])[0]
         over = all(run.state == "finished" for run in group.runs)
         none = "No round was run" if over else "No round has been run yet"
-        page.missing(f"{none}: the first is due at {first:,} environment steps.")
+        first = _first_round(settings.get("schedule"))
+        due = f": the first is due at {escape(first)} environment steps" if first else ""
+        page.missing(f"{none}{due}.")
     return False
+
+
+def _first_round(schedule: Any) -> str:
+    """Environment steps of the first round, as far as a schedule's settings tell them; as they are if no number."""
+    given = init_args(schedule)
+    default = 5000 if class_name(schedule) in ("", "LinearSchedule", "PrintedSchedule") else ""
+    first = given.get("at_env_steps") or given.get("psi0_env_steps", default)
+    first = first[0] if isinstance(first, list) else first
+    return f"{first:,}" if isinstance(first, int | float) else str(first)
+
+
+def capital(text: str) -> str:
+    """A text with a capital at the beginning, and whatever others it has."""
+    return text[:1].upper() + text[1:]

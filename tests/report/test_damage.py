@@ -115,6 +115,13 @@ def test_an_evaluation_without_a_return_is_left_out(tmp_path: Path) -> None:
     assert ["run", "0", "1,000"] in [row[:3] for row in page.rows]
 
 
+def test_a_line_without_its_end_is_not_whole_yet(tmp_path: Path) -> None:
+    folder = small_run(tmp_path / "run", curve="env_steps,return,return_std\n8,11.0,1.0\n1000,9")  # of 90.0
+    assert [point["return"] for point in read_run(folder).curve] == [11]
+    (folder / "curve.csv").write_bytes(b"env_steps,return,return_std\r\n8,11.0,1.0\r\n1000,90.0,2.0\r\n")
+    assert [point["return"] for point in read_run(folder).curve] == [11, 90]
+
+
 def test_settings_that_are_no_numbers(tmp_path: Path) -> None:
     config = {"init_args": {"seed": "a", "max_env_steps": "b", "env": {"class_path": "DMControl"}}}
     run = read_run(small_run(tmp_path / "run", data=config))

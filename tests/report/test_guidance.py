@@ -66,6 +66,38 @@ def test_the_share_that_the_critics_prefer(tmp_path: Path) -> None:
     assert "only those answers count that the critics prefer" in "".join(page.text)
 
 
+def test_a_batch_without_an_answer_says_nothing_of_what_the_critics_prefer(tmp_path: Path) -> None:
+    # Its 0 is logged of no row: (0.5·0.2 + 0.25·0.6) / 0.75 = 1/3, not the mean 0.267 of three updates.
+    lines = "2000,0,0,0,0\n6000,2,0.5,0.5,0.2\n7000,2,0,0,0\n8000,2,0.25,0.5,0.6\n12000,2,0,0,0\n"
+    head = HEAD.replace("\n", ",train/preferred\n")
+    guided(tmp_path / "runs" / "mine", 1, head + lines, q_filter=True)
+    guided(tmp_path / "runs" / "mine", 2, f"{head}6000,2,0,0,0\n", q_filter=True)
+    page = report(tmp_path / "runs", out=tmp_path / "out")
+    header = next(i for i, row in enumerate(page.rows) if "of these preferred" in row)
+    assert [row[5] for row in page.rows[header + 1 : header + 4]] == ["–", "33 %", "–"]
+    run = read_run(tmp_path / "runs" / "mine" / "seed_1")
+    assert [one.preferred for one in stretches(run)] == pytest.approx([float("nan"), 1 / 3, float("nan")], nan_ok=True)
+
+
+def test_a_round_whose_file_is_missing_merges_no_stretches(tmp_path: Path) -> None:
+    lines = "2000,0,0.5,0\n6000,2,0.5,0.5\n12000,2,0.5,0.2\n22000,2,0.5,0.1\n"
+    folder = guided(tmp_path, 1, HEAD + lines)
+    figures = folder / "rounds" / "round_002.json"
+    (folder / "rounds" / "round_003.json").write_text(
+        figures.read_text().replace("10000", "20000").replace(": 2,", ": 3,")
+    )
+    assert [(one.round, one.loss) for one in stretches(read_run(folder))] == [(0, 0), (1, 0.5), (2, 0.2), (3, 0.1)]
+    figures.unlink()
+    assert [(one.round, one.loss) for one in stretches(read_run(folder))] == [(0, 0), (3, 0.1)]
+
+
+def test_a_run_that_is_over_has_no_guidance_to_come(tmp_path: Path) -> None:
+    folder = guided(tmp_path / "runs", 1, f"{HEAD}2000,0,0,0\n")
+    (folder / "summary.json").write_text('{"env_steps": 100000}')
+    text = " ".join(report(folder, out=tmp_path / "out").text)
+    assert "λ was 0 throughout: the VLM has not guided the policy." in text
+
+
 def test_lines_break_at_rounds_and_a_share_that_is_not_0_is_not_shown_as_0(tmp_path: Path) -> None:
     rows = "".join(f"{step},{0 if step <= 5000 else 2},0.004,{step / 1000}\n" for step in range(1000, 9000, 1000))
     run = read_run(guided(tmp_path, 1, HEAD + rows))

@@ -234,7 +234,9 @@ def test_files_that_cannot_be_read(run: Path, tmp_path: Path, damage: bytes) -> 
 
 def test_seeds_that_were_named_one_by_one_have_one_name(run: Path, tmp_path: Path) -> None:
     for names, together in (
-        (["rad_s9", "rad_s10"], "rad"), (["b", "b-2"], "b"), (["apple", "pear"], "apple, pear"), (["1", "2"], "1, 2")
+        (["rad_s9", "rad_s10"], "rad"), (["b", "b-2"], "b"), (["apple", "pear"], "apple, pear"), (["1", "2"], "1, 2"),
+        (["covr_night_a", "covr_night_b"], "covr_night"), (["rad_s1_old", "rad_s12_new"], "rad"),
+        (["apple", "apply"], "apple, apply"), (list("abcd"), "a and 3 more"),
     ):  # fmt: skip
         runs = [read_run(with_seed(run, tmp_path / together / name, i, 0.0)) for i, name in enumerate(names)]
         assert [group.name for group in group_runs(runs)] == [together]

@@ -119,6 +119,7 @@ def test_best_is_of_the_mean_curve_everywhere(tmp_path: Path) -> None:
 
 def test_configurations_look_different_and_have_room(tmp_path: Path) -> None:
     assert len(set(figures.looks(24))) == 24
+    assert len({(look.dashes, look.marker) for look in figures.looks(6)}) == 6  # without their colours, too
     heights = []
     for n in (6, 12):
         for i in range(n):
@@ -139,9 +140,13 @@ def test_lines_that_are_one_for_a_while_take_turns(tmp_path: Path) -> None:
     for name, points in zip("abc", lines, strict=True):
         write_run(tmp_path / name, 1, curve(*points))
     figure = curves.learning_curves([group_of(tmp_path / name) for name in "abc"], "return", "return")
-    drawn = [(len(line.get_xdata()), line.get_color()) for line in figure.axes[0].get_lines() if line.is_dashed()]
+    lines_ = [line for line in figure.axes[0].get_lines() if line.get_linestyle() != "None"]
+    drawn = [(len(line.get_xdata()), line.get_color()) for line in lines_ if line.is_dashed()]
     blue, orange, green = figures.COLORS[:3]
-    assert drawn == [(2, blue), (2, blue), (2, orange), (2, orange), (2, green)]
+    shared = [(2, blue), (2, blue), (2, orange), (2, orange), (2, green)]
+    assert [one for one in drawn if one[0] == 2] == shared
+    # What is a line's own is drawn as the legend has it: the first one whole, the next in dashes of their own.
+    assert [one for one in drawn if one[0] != 2] == [(3, orange), (0, orange), (0, green)]
 
 
 def test_a_round_says_how_many_seeds_are_behind_it(unequal: Path, tmp_path: Path) -> None:
@@ -179,12 +184,24 @@ def test_a_run_that_has_only_just_begun(unequal: Path, tmp_path: Path) -> None:
     assert any(text.startswith("There is no evaluation yet") for text in alone.text)
 
 
+def test_a_run_with_only_its_first_evaluation_is_left_out_beside_others(unequal: Path, tmp_path: Path) -> None:
+    write_run(unequal, 3, curve((0, -100)))
+    page = report(unequal, out=tmp_path / "out")
+    assert "± over 2 of 3 seeds, at 20,000 steps, the last that all of them have; 20.0 at first" in page.text
+    [row] = [row for row in page.rows if row[:2] == ["mine", "2 of 3"]]
+    assert row[2:] == ["20,000", "20.0", "150.0 ± 70.7", "20,000", "150.0 ± 70.7", "107.5 ± 42.4"]
+    write_run(tmp_path / "new", 1, curve((0, 10)))
+    write_run(tmp_path / "new", 2, curve((0, 30)))
+    [(steps, measured)] = group_of(tmp_path / "new").points()  # none has more
+    assert (steps, measured.mean, measured.seeds) == (0, 20, (1, 2))
+
+
 def test_one_seed_has_the_spread_of_its_episodes(unequal: Path, tmp_path: Path) -> None:
     page = report(unequal / "seed_2", out=tmp_path / "out")
     header = page.rows.index(["after round", "policy return", "VLM alone return"])
     assert page.rows[header + 2][:2] == ["1", "40.0 ± 9.0"]
     assert "± over episodes, at 20,000 steps; 30.0 at first" in page.text
-    assert "return, ± standard deviation over episodes" in page.text
+    assert "return, ± standard deviation over episodes (VLM alone 2)" in page.text
 
 
 def test_notes_of_rounds_are_said_once(unequal: Path, tmp_path: Path) -> None:
