@@ -39,6 +39,7 @@ from covr_lightning.stopping import stop_signals
 
 log = logging.getLogger(__name__)
 
+
 class ProgressiveFineTune(L.Callback):
     """Fills D_f with the agent's episodes and fine-tunes the VLM on them, round after round.
 

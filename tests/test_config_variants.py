@@ -54,6 +54,7 @@ NO_VLM = {
     **NEVER,
 }  # fmt: skip
 NO_EDDF = {"trainer.callbacks.0.filter.sign": None, "trainer.callbacks.0.filter.compare": None}
+IN_16_BITS = {"vlm.dtype": "bfloat16"}
 FROZEN = {"model.prior.after_rounds": None, "model.prior.label_early": None, **NEVER}
 NO_CROP = {"model.augmentation.class_path": None, "model.augmentation.size": None, "model.augmentation": None}
 #: What each variant changes of its base, key by key; None for a key that is no more.
@@ -146,9 +147,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"model.prior.class_path": "covr_lightning.agent.NoPrior", "model.prior.lam": None,
          **FROZEN},
     ),
-    "sweep_vlm/qwen2_vl_2b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2-VL-2B-Instruct", "vlm.dtype": "bfloat16"}),
-    "sweep_vlm/qwen2_5_vl_3b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2.5-VL-3B-Instruct", "vlm.dtype": "bfloat16"}),
-    "sweep_vlm/llava_1_5_7b.yaml": ("carla_hw.yaml", {"vlm.path": "llava-hf/llava-1.5-7b-hf", "vlm.dtype": "bfloat16"}),
+    "sweep_vlm/qwen2_vl_2b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2-VL-2B-Instruct", **IN_16_BITS}),
+    "sweep_vlm/qwen2_5_vl_3b.yaml": ("carla_hw.yaml", {"vlm.path": "Qwen/Qwen2.5-VL-3B-Instruct", **IN_16_BITS}),
+    "sweep_vlm/llava_1_5_7b.yaml": ("carla_hw.yaml", {"vlm.path": "llava-hf/llava-1.5-7b-hf", **IN_16_BITS}),
 }  # fmt: skip
 
 
