@@ -26,7 +26,7 @@ LISTEN_SECONDS = 0.1
 ROAD_AHEAD = 2.0
 #: A pedestrian who is behind their plan is asked to walk faster, by this many m/s for each metre, up to this many times
 #: their speed.
-CATCH_UP, FASTEST = 3.0, 3.0
+CATCH_UP, FASTEST = 3.0, 2.0
 
 
 class CarlaSimulator(DrivingSimulator):
