@@ -37,9 +37,9 @@ PARTS = {
 class RunProfile(L.Callback):
     """Writes ``profile.json`` into the run's folder: seconds and counts of each part of the run, and all its seconds.
 
-    It is written after each evaluation and at the end, by the first process, of its own time. A resumed run adds to
-    what its checkpoint had. The parts are :data:`PARTS`; a part's seconds are without those of parts inside it, and
-    they add up to the total.
+    It is written after each evaluation, at a resume and at the end, by the first process, of its own time. A resumed
+    run adds to what its checkpoint had. The parts are :data:`PARTS`; a part's seconds are without those of parts inside
+    it, and they add up to the total.
 
     Args:
         show: Also print a table at the end (``--profile true``).
@@ -58,6 +58,8 @@ class RunProfile(L.Callback):
         self._begun = time.perf_counter()
         pl_module.times.load_state_dict(self._times.state_dict())
         self._times = pl_module.times
+        if self._before:
+            self._write(trainer)  # what is there may be of steps after the checkpoint
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An evaluation begins."""

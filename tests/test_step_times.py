@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
-from covr_lightning.callbacks.profile import PARTS, profile_table
+from covr_lightning.callbacks.profile import PARTS, RunProfile, profile_table
 
 from covr_lightning import step_times
+from covr_lightning.agent.sac import SACModule
 from covr_lightning.step_times import StepTimes
 from tests.short_runs import fit
 
@@ -100,6 +103,17 @@ def test_a_run_writes_its_profile_and_a_resumed_one_adds_to_it(
     assert sum(both["seconds"].values()) == pytest.approx(both["total_seconds"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*counts, "evaluation", "checkpoint", "other"))
+
+
+def test_a_resume_writes_at_once_what_the_checkpoint_had(tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text('{"seconds": {"critic": 600.0}, "counts": {}, "total_seconds": 1000.0}')
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path)
+    resumed = RunProfile()
+    resumed.load_state_dict({"seconds": {"critic": 6.0, "other": 4.0}, "counts": {"critic": 3}, "total_seconds": 10.0})
+    resumed.on_fit_start(trainer, Mock(spec=SACModule, times=StepTimes()))  # type: ignore[arg-type]
+    written = json.loads((tmp_path / "profile.json").read_text())
+    assert written["seconds"] == {"critic": 6.0, "other": pytest.approx(4, abs=0.5)}
+    assert (written["counts"], written["total_seconds"]) == ({"critic": 3}, pytest.approx(10, abs=0.5))
 
 
 def test_the_table_has_shares_in_the_order_of_a_step() -> None:
