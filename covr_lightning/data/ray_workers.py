@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from torchrl.collectors import Collector
 
-from covr_lightning.data.workers import Workers, Workplace
+from covr_lightning.data.workers import Workers
+from covr_lightning.data.workplace import Workplace
 from covr_lightning.envs.process import EnvProcesses
-from covr_lightning.errors import ConfigError, check_not_negative
+from covr_lightning.errors import ConfigError, EnvironmentLost, check_not_negative
 from covr_lightning.stopping import SIGNALS
 
 
@@ -102,9 +103,10 @@ class RayWorkers(Workers):
         for actor in collector.remote_collectors:
             actor.cascade_execute.remote("policy.set_weights", weights)
 
-    def _why_lost(self, error: Exception) -> str | None:
+    def _why_lost(self, error: Exception) -> Exception | None:
         import ray
 
         if isinstance(error, ray.exceptions.RayActorError):
-            return f"A worker of RayWorkers (data.collection) is lost: {str(error).splitlines()[0]}"
+            first = str(error).splitlines()[0]
+            return EnvironmentLost(f"A worker of RayWorkers (data.collection) is lost: {first}")
         return None

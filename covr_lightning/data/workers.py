@@ -8,22 +8,22 @@ import signal
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.util import Finalize
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import MultiAsyncCollector, MultiSyncCollector
-from torchrl.data import Unbounded
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
-from covr_lightning.data.collection import TRANSITION_KEYS, Collection, make_envs
+from covr_lightning.data.collection import TRANSITION_KEYS, Collection
 from covr_lightning.data.exploration import ExplorationPolicy
-from covr_lightning.envs.base import EnvFactory, PixelEnv
-from covr_lightning.envs.batch import EnvBatch
+from covr_lightning.data.workplace import LOST, Workplace, last_words
+from covr_lightning.envs.base import EnvFactory
 from covr_lightning.envs.child import (
     MARK,
     ONE_THREAD,
@@ -35,12 +35,8 @@ from covr_lightning.envs.child import (
 )
 from covr_lightning.envs.process import EnvProcesses
 from covr_lightning.errors import ConfigError, EnvironmentLost
-from covr_lightning.random_state import derived_seed
 
 log = logging.getLogger(__name__)
-
-#: Where a worker's environments have lost episodes in; a transition brings it, as a running worker cannot be asked.
-LOST = "lost_episodes"
 
 
 class Workers(Collection):
@@ -76,8 +72,8 @@ class Workers(Collection):
         """Start the workers."""
 
     @abstractmethod
-    def _why_lost(self, error: Exception) -> str | None:
-        """A clause, if an error comes from a worker that is gone."""
+    def _why_lost(self, error: Exception) -> Exception | None:
+        """What to raise instead, if an error comes from a worker that is gone."""
 
     def _end(self, collector: Any) -> None:
         """End the workers."""
@@ -138,7 +134,7 @@ class Workers(Collection):
                 why = self._why_lost(error)
                 if why is None:
                     raise
-                raise EnvironmentLost(why) from error
+                raise why from error
             for env, lost in zip(collected["env"][..., -1].flatten(), collected[LOST][..., -1].flatten(), strict=True):
                 self._lost[int(env)] = int(lost)
             time_first = collected.select(*TRANSITION_KEYS).permute(-1, *range(collected.ndim - 1))
@@ -197,51 +193,6 @@ def _noise_once(state: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return once
 
 
-@dataclass
-class Workplace:
-    """Makes a worker's environments, there.
-
-    Attributes:
-        factories: Make one each.
-        numbers: Their numbers.
-        seed: The run's seed.
-        env_processes: Of processes of their own; None for the worker's.
-        episodes: Running episodes to continue, with the worker's noise.
-    """
-
-    factories: list[EnvFactory]
-    numbers: range
-    seed: int
-    env_processes: EnvProcesses | None
-    episodes: list[dict[str, Any]] | None = None
-
-    def __call__(self) -> EnvBatch:
-        """Make them."""
-        envs = _WorkerEnvs(make_envs(self.factories, self.numbers, self.seed, self.env_processes), self.numbers.start)
-        if self.episodes is not None:
-            envs.restore_episodes(self.episodes)
-        return envs
-
-    def noise_seed(self) -> int:
-        """Of this worker's noise alone."""
-        return derived_seed(self.seed, self.numbers.start)
-
-    def noise(self) -> dict[str, Any] | None:
-        """The noise to go on with."""
-        return self.episodes[0].get("noise") if self.episodes is not None else None
-
-
-class _WorkerEnvs(EnvBatch):
-    """A batch whose transitions say how many episodes each environment has lost."""
-
-    def __init__(self, envs: list[PixelEnv], first: int) -> None:
-        super().__init__(envs, first)
-        self.observation_spec[LOST] = Unbounded((len(envs),), dtype=torch.int64)
-
-    def _stacked(self, *keys: str) -> TensorDict:
-        return super()._stacked(*keys).set(LOST, torch.tensor([env.lost_episodes for env in self.envs]))
-
-
 class _WorkerProcesses(Workers):
     """Workers that are processes of this machine, started by this one, and ended with it."""
 
@@ -257,6 +208,9 @@ class _WorkerProcesses(Workers):
         self._scheme = SharedMemWeightSyncScheme()
         self._finalize = Finalize(self, _end_processes, (self._mark, self._scheme), exitpriority=10)
         resource_tracker.ensure_running()  # or the first start would start it, with what is only meant for the workers
+        self._words = TemporaryDirectory(prefix="covr_workers_")
+        for number, place in enumerate(workplaces):
+            place.last_words = Path(self._words.name) / str(number)
         sync = {"cat_results": "stack"} if self._collector_class is MultiSyncCollector else {}
         try:
             with signals_blocked(), surroundings(ONE_THREAD | {MARK: self._mark}):
@@ -278,15 +232,21 @@ class _WorkerProcesses(Workers):
             self._finalize()  # those that have started
             raise
 
-    def _why_lost(self, error: Exception) -> str | None:
+    def _why_lost(self, error: Exception) -> Exception | None:
+        ends: dict[int, int] = {}
         for number, process in enumerate(self._collector.procs):
             with suppress(ValueError):  # TorchRL has closed this one
                 process.join(1.0)
-                status = process.exitcode
-                if status:  # 0: TorchRL has ended the others
-                    ended = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-                    return f"Worker {number} of {self.workers} (data.collection) is lost: its process ended {ended}"
-        return None
+                if process.exitcode:
+                    ends[number] = process.exitcode
+        if not ends:
+            return None
+        words = (last_words(place.last_words) for place in self._workplaces if place.last_words)
+        if said := next(filter(None, words), None):
+            return said
+        number = min(ends, key=lambda number: ends[number] == -signal.SIGTERM)  # so TorchRL ends the others
+        how = f"by {signal.Signals(-ends[number]).name}" if ends[number] < 0 else f"with status {ends[number]}"
+        return EnvironmentLost(f"Worker {number} of {self.workers} (data.collection) is lost: its process ended {how}")
 
     def _end(self, collector: Any) -> None:
         threads = torch.get_num_threads()
@@ -294,6 +254,7 @@ class _WorkerProcesses(Workers):
             collector.shutdown()
         torch.set_num_threads(threads)
         self._finalize()
+        self._words.cleanup()
 
 
 def _end_processes(mark: str, scheme: SharedMemWeightSyncScheme) -> None:

@@ -11,8 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -24,7 +27,7 @@ from covr_lightning.data.workers import Workers, _noise_once
 from covr_lightning.envs.child import MARK
 from covr_lightning.errors import ConfigError, EnvironmentLost
 from tests.agent.small_agents import agent
-from tests.envs.puppet import Puppet
+from tests.envs.puppet import Puppet, PuppetEnv
 
 NUMBERS = range(4, 8)  # as in a run's second process
 WARMUP = 16
@@ -183,6 +186,53 @@ def test_workers_that_do_not_wait_lose_nothing_and_one_that_dies_is_named(
     os.kill(collection._collector.procs[1].pid, signal.SIGKILL)
     with pytest.raises(EnvironmentLost, match=r"Worker 1 of 2 \(data.collection\) is lost: its process ended by SIGK"):
         take(items, policy, 50)
+
+
+class TurnsWrongEnv(PuppetEnv):
+    """In each episode's third step it gives a frame of a wrong type, or is lost."""
+
+    factory: TurnsWrong
+
+    def simulator_step(self, action: np.ndarray) -> tuple[Any, float, bool, bool]:
+        frame, *rest = super().simulator_step(action)
+        if self.step_number < 3:
+            return frame, *rest
+        if self.factory.is_lost:
+            raise EnvironmentLost("Environment 5 is lost (it fell over)")
+        return frame.astype(np.float32), *rest
+
+
+@dataclass
+class TurnsWrong(Puppet):
+    is_lost: bool = False
+
+    def make(self, seed: int) -> PuppetEnv:
+        return TurnsWrongEnv(self, seed)
+
+
+@pytest.mark.parametrize(
+    ("collection", "is_lost", "kind", "sentence"),
+    [
+        (
+            SyncWorkers(workers=2),
+            False,
+            ConfigError,
+            r"TurnsWrongEnv\.simulator_step \(data\.env\) gave float32 of shape",
+        ),
+        (AsyncWorkers(workers=2), True, EnvironmentLost, r"^Environment 5 is lost \(it fell over\)$"),
+    ],
+)
+def test_what_a_worker_says_before_it_ends_is_told(
+    collection: Workers, is_lost: bool, kind: type[Exception], sentence: str
+) -> None:
+    policy = policy_of(small_agent())
+    collection.open(TurnsWrong(is_lost=is_lost), policy, NUMBERS, 3)
+    try:
+        with pytest.raises(kind, match=sentence):
+            take(collection.batches(), policy, 40)
+    finally:
+        collection.close()
+    assert not children()
 
 
 @needs_ray
