@@ -78,6 +78,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.every_env_steps = every_env_steps
         self.on_save_error = on_save_error
         self._saved_env_steps: int | None = None  # None before training has begun: there is nothing to save
+        self._has_failed = False  # the newest save
 
     # -- when ----------------------------------------------------------------------------------------------------
 
@@ -112,7 +113,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def has_saved(self, trainer: L.Trainer) -> bool:
         """Whether all that this process has trained is saved, or is not to be."""
-        return self._saved_env_steps in (None, _env_steps(trainer)) or _is_test_run(trainer)
+        is_saved = not self._has_failed and self._saved_env_steps in (None, _env_steps(trainer))
+        return is_saved or _is_test_run(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last if a signal stopped the run between two steps; a failure leaves what was saved before.
@@ -137,6 +139,7 @@ class RunCheckpoint(ModelCheckpoint):
                 with trainer.lightning_module.times("checkpoint"):  # type: ignore[union-attr, operator]
                     save(trainer, self._monitor_candidates(trainer))
             except (OSError, OtherProcessFailed) as error:
+                self._has_failed = True
                 super().load_state_dict(books)  # Lightning notes a checkpoint before it is written
                 if isinstance(error, OtherProcessFailed):  # which says why
                     if stop or not error.could_not_write:
@@ -149,7 +152,7 @@ class RunCheckpoint(ModelCheckpoint):
                     raise SaveError(f"{sentence}; the run stops (RunCheckpoint.on_save_error is 'stop')") from error
                 log.warning("%s%s.", sentence, "" if is_over else "; the next moment to save tries again")
                 return
-        self._saved_env_steps = now
+        self._saved_env_steps, self._has_failed = now, False
 
     def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
         return {**super()._monitor_candidates(trainer), "env_steps": torch.tensor(_env_steps(trainer))}
@@ -163,7 +166,8 @@ class RunCheckpoint(ModelCheckpoint):
         self.best_k_models = {path: here[path] for path in best}
         if best:
             self.best_model_path, self.best_model_score = best[0], here[best[0]]
-            self.kth_best_model_path, self.kth_value = best[-1], here[best[-1]]
+            worst = min(best, key=lambda path: float(here[path]))  # the oldest of equals, as Lightning takes it
+            self.kth_best_model_path, self.kth_value = worst, here[worst]
 
 
 def is_all_saved(trainer: L.Trainer) -> bool:

@@ -34,6 +34,7 @@ from covr_lightning.finetune.scores import ReturnScore
 from covr_lightning.finetune.vlm_alone import save_episodes
 from covr_lightning.random_state import derived_seed, own_randomness
 from covr_lightning.saving.files import as_json, or_warn, write_or_warn
+from covr_lightning.saving.manifest import run_of
 from covr_lightning.saving.round_files import RoundFiles, take_back
 from covr_lightning.stopping import stop_signals
 
@@ -360,7 +361,9 @@ class ProgressiveFineTune(L.Callback):
             if self.buffer is None and not pl_module.prior.uses_vlm:  # nothing asks the VLM any more
                 self._rounds_folder = None if state.get("folder") is None else Path(state["folder"])
             else:
-                self._put_back_adapter(data, self._files(trainer, trained[-1]), state.get("folder"))
+                beside = run_of(Path(trainer.ckpt_path or "")) / "rounds"  # that run's folder may have been moved
+                before = [beside, *(Path(folder) for folder in [state.get("folder")] if folder)]
+                self._put_back_adapter(data, self._files(trainer, trained[-1]), before)
         for report in self.reports:
             self._tell_prior(pl_module.prior, report)
         if data.vlm is not None:
@@ -369,12 +372,12 @@ class ProgressiveFineTune(L.Callback):
             with or_warn(self._folder(trainer)):
                 take_back(self._folder(trainer), data.counters.rounds)
 
-    def _put_back_adapter(self, data: ExperienceData, files: RoundFiles, folder: str | None) -> None:
+    def _put_back_adapter(self, data: ExperienceData, files: RoundFiles, before: list[Path]) -> None:
         """Answer with the newest adapter that was trained; later rounds have changed nothing."""
         assert data.vlm is not None, "setup checked it"
         with processes.failing_together():
             if not processes.number():
-                fetch(files.adapter, folder, self._digest)
+                fetch(files.adapter, before, self._digest)
         data.vlm.load_adapter(files.adapter, files.round)
 
     def _take_back(self, states: list[dict[str, Any]], cut_envs: list[int] | None) -> None:

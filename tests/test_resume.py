@@ -115,7 +115,7 @@ def test_a_length_that_the_run_is_past_is_refused(
     assert "data.max_env_steps is 5000, but the checkpoint's run has 6000 already" in capsys.readouterr().err
 
 
-def test_a_copied_checkpoint_finds_its_adapter(
+def test_a_copied_checkpoint_and_a_moved_run_find_replay_and_adapter(
     uninterrupted: Path, untrained_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Outside a folder called `checkpoints` it begins a new run, in a folder of its own.
@@ -133,6 +133,13 @@ def test_a_copied_checkpoint_finds_its_adapter(
         ).read_bytes()
     mine, theirs = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (tmp_path / "run", uninterrupted))
     assert_same(mine["state_dict"], theirs["state_dict"], at="weights")
+    moved = tmp_path / "moved"  # a run of another name begins from there, too
+    (tmp_path / "before").rename(moved)
+    within = shutil.copy(kept, moved / "run" / "checkpoints" / "last.ckpt")
+    assert fit(tmp_path, untrained_vlm, *VARIANT, "--name", "other", "--ckpt_path", str(within)) == 0
+    mine = load_checkpoint(tmp_path / "other" / "checkpoints" / "last.ckpt")
+    assert_same(mine["state_dict"], theirs["state_dict"], at="weights")
+    moved.rename(tmp_path / "before")
     shutil.rmtree(run_before / "rounds")
     assert fit(tmp_path, untrained_vlm, *VARIANT, "--ckpt_path", str(kept)) == 2
     assert "was fine-tuned, but its adapter is missing" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import lightning as L
 import torch
@@ -53,6 +53,7 @@ class Acting(L.LightningModule):
     """
 
     spec: EnvSpec
+    architecture: dict[str, Any]
     seed: int
     augmentation: Augmentation
     trunk: Encoder

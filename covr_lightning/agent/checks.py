@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
 
 from covr_lightning import processes
 from covr_lightning.errors import ConfigError, check_positive
@@ -108,7 +107,8 @@ def check_checkpoint(checkpoint: dict[str, Any], module: Acting) -> None:
     """Check that a checkpoint is of this run's environment and networks, and that its weights mean what they mean here.
 
     Args:
-        checkpoint: What :class:`covr_lightning.agent.SACModule` saved: ``covr_spec``, ``covr_networks``.
+        checkpoint: What :class:`covr_lightning.agent.SACModule` saved: ``covr_spec``, ``covr_networks``,
+            ``covr_architecture`` (not in those of before 28 November 2026).
         module: The agent that is to go on, with the shapes of this run's environment.
 
     Raises:
@@ -137,11 +137,11 @@ def check_checkpoint(checkpoint: dict[str, Any], module: Acting) -> None:
     _check_networks(checkpoint, module)
 
 
-def _check_networks(checkpoint: dict[str, Any], module: nn.Module) -> None:
+def _check_networks(checkpoint: dict[str, Any], module: Acting) -> None:
     """Check that a checkpoint's weights are those of the networks that are to go on.
 
     Args:
-        checkpoint: With ``state_dict``.
+        checkpoint: With ``state_dict`` and ``covr_architecture``.
         module: The agent.
 
     Raises:
@@ -157,3 +157,9 @@ def _check_networks(checkpoint: dict[str, Any], module: nn.Module) -> None:
             f"The checkpoint given as --ckpt_path is of other networks (YAML key model): {different[0]} is {shapes[0]} "
             f"there, {shapes[1]} here{more}; set model as the config.yaml in the run's folder has it."
         )
+    for key, was in checkpoint.get("covr_architecture", {}).items():
+        if was != (now := module.architecture.get(key)):
+            raise ConfigError(
+                f"The checkpoint given as --ckpt_path is of other networks with weights of the same shapes: {key} was "
+                f"{was}, now is {now}; set model as the config.yaml in the run's folder has it."
+            )

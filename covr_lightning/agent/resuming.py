@@ -52,9 +52,10 @@ class Resuming(Acting):
                 group.update(own)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the environment's shapes and the processes' generators to the checkpoint."""
+        """Add what the environment and the networks are, and the processes' generators, to the checkpoint."""
         self.finite.settle()
         checkpoint["covr_spec"], checkpoint["covr_networks"] = self.spec.as_dict(), NETWORKS
+        checkpoint["covr_architecture"] = self.architecture
         checkpoint["covr_skipped"] = processes.gather_on_first(self.finite.skipped)
         checkpoint["covr_generators"] = processes.gather_on_first(self.generator.get_state())
 

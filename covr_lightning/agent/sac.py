@@ -96,7 +96,7 @@ class SACModule(Reporting):
         views: Views | None = None,
         encoder: Encoder | None = None,
         actor_head: GaussianActor | None = None,
-        objectives: Sequence[Objective] = (),
+        objectives: Sequence[Objective] | None = (),
         prior: Prior | None = None,
         filters: int = 32,
         strides: tuple[int, ...] = (2, 1, 1, 1),
@@ -157,12 +157,18 @@ class SACModule(Reporting):
         self.actor_projection = Projection(features, latent, tanh)
         self.actor = actor_head or GaussianActor()
         self.actor.build(latent, spec.action_dim, hidden)
+        #: What the networks are, by YAML key, as far as the shapes of their weights do not show it.
+        self.architecture = {
+            "model.strides": list(strides),
+            "model.tanh": tanh,
+            "model.actor_head.log_std_bounds": list(self.actor.log_std_bounds),
+        }
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha_init)))
         self.target_trunk = copy.deepcopy(self.trunk).requires_grad_(False)
         self.target_projection = copy.deepcopy(self.critic_projection).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.objectives = nn.ModuleList(objectives)
-        for objective in objectives:
+        for objective in objectives or ():
             objective.build(self)
 
     # -- the update ----------------------------------------------------------------------------------------------

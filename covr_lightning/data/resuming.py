@@ -18,7 +18,7 @@ from covr_lightning.envs.base import EnvFactory
 from covr_lightning.errors import ConfigError
 from covr_lightning.random_state import derived_seed, global_state, seed_of
 from covr_lightning.saving.checkpoints import newest_good_checkpoint
-from covr_lightning.saving.manifest import ReplayPartError
+from covr_lightning.saving.manifest import ReplayPartError, look_beside
 from covr_lightning.vlm.answers import Answers
 from covr_lightning.vlm.vlm import VLM
 
@@ -133,6 +133,7 @@ class ResumingData(L.LightningDataModule, ABC):
         if "processes" not in state:
             return
         self._check_length()
+        look_beside(Path(self._trainer.ckpt_path or ""), state["replays"])
         self.step_is_open, self._updates_owed = state["step_is_open"], state["updates_owed"]
         # Neither is in checkpoints of before 28 November 2026.
         self._open_env_steps = state.get("open_env_steps", 0)

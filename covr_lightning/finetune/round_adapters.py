@@ -7,6 +7,7 @@ them is set aside, ``round_NNN_adapter.DIGEST``, for the checkpoints that are of
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from covr_lightning.errors import ConfigError
@@ -45,18 +46,18 @@ def _digest_of(folder: Path) -> str | None:
         return None
 
 
-def fetch(own: Path, folder: str | None, digest: str | None) -> None:
+def fetch(own: Path, folders: Sequence[Path], digest: str | None) -> None:
     """Have a checkpoint's adapter in its place in this run's folder.
 
     Args:
         own: Its place.
-        folder: ``rounds`` of the run that it was trained in, if it may be another one.
+        folders: ``rounds`` of the run that it was trained in, where that may be.
         digest: What is in it; None where the checkpoint does not say.
 
     Raises:
         ConfigError: It is neither here nor there.
     """
-    places = [own] if folder is None else list(dict.fromkeys((own, Path(folder) / own.name)))
+    places = list(dict.fromkeys((own, *(folder / own.name for folder in folders))))
     candidates = [path for place in places for path in (place, *([_aside(place, digest)] if digest else []))]
     found = next((path for path in candidates if path.is_dir() and digest in (None, _digest_of(path))), None)
     if found is None:

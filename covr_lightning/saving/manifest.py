@@ -25,6 +25,19 @@ def folder_of(manifest: dict[str, Any], own: Path) -> Path:
     return Path(manifest["folder"])
 
 
+def look_beside(checkpoint: Path, manifests: list[dict[str, Any]]) -> None:
+    """Have manifests name the folder beside a checkpoint if their parts are there: its run may have been moved."""
+    folder = run_of(checkpoint) / "replay"
+    for manifest in manifests:
+        if any((folder / entry["name"]).is_file() for entry in manifest["parts"]):
+            manifest["folder"] = str(folder)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint lies in, if it lies where runs have theirs."""
+    return checkpoint.resolve().parent.parent
+
+
 def checked_part(folder: Path, entry: dict[str, Any]) -> Path:
     """Where a part file is, after checking that it is what was written.
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
 import logging
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from covr_lightning.agent import SACModule
 from covr_lightning.data.datamodule import ExperienceData
+from covr_lightning.saving.checkpoints import CheckpointFiles
+from covr_lightning.stopping import RunStopped
 from tests.saving.whole_runs import summary
 from tests.short_runs import env_steps_saved
 
@@ -91,6 +97,32 @@ def test_a_disk_that_is_full_at_the_end(
     monkeypatch.undo()
     assert covr("fit", None, "--ckpt_path", "last", runs=small_disk) == 0
     assert env_steps_saved(last) == summary(small_disk / "run")["env_steps"] == 2000
+
+
+def test_a_run_that_was_stopped_in_its_last_evaluation_and_finds_a_full_disk(
+    covr: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, step = tmp_path / "run" / "checkpoints" / "last.ckpt", SACModule.validation_step
+
+    def stopped(module: SACModule, *args: Any) -> Any:
+        if module.counters.env_steps == 2000:
+            raise RunStopped(signal.SIGTERM)
+        return step(module, *args)
+
+    def full(self: CheckpointFiles, *args: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SACModule, "validation_step", stopped)
+        assert covr("fit") == 128 + signal.SIGTERM
+    assert env_steps_saved(last) == 2000  # the evaluation is still to come
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFiles, "save_checkpoint", full)
+        assert covr("fit", None, "--ckpt_path", "last") == 3
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert covr("fit", None, "--ckpt_path", "last") == 0
+    assert [point["env_steps"] for point in summary(tmp_path / "run")["curve"]] == [40, 1000, 2000]
+    assert len(torch.load(last, weights_only=True)["callbacks"]["RunSummary"]["curve"]) == 3
 
 
 def test_a_disk_that_is_full_in_an_evaluation(

@@ -47,16 +47,16 @@ def test_an_adapter_whose_removal_was_cut_short_hinders_nothing(tmp_path: Path) 
     assert aside.is_dir()
     (aside / "adapter_model.safetensors").unlink()
     adapter(own, b"good")
-    fetch(own, None, digest)  # it is in its place
+    fetch(own, [], digest)  # it is in its place
     assert remove_double(own) == digest
     assert not aside.exists()
 
     (own / "adapter_model.safetensors").unlink()
     with pytest.raises(ConfigError, match="its adapter is missing, where another one is"):
-        fetch(own, None, digest)
+        fetch(own, [], digest)
     elsewhere = RoundFiles(tmp_path / "before", 1).adapter
     assert adapter(elsewhere, b"good") == digest
-    fetch(own, str(elsewhere.parent), digest)
+    fetch(own, [tmp_path / "nowhere", elsewhere.parent], digest)
     assert adapter_digest(own) == digest
 
     (own / "adapter_config.json").unlink()

@@ -163,6 +163,11 @@ def test_a_resumed_run_goes_on_with_the_learning_rates_of_its_config(covr: Calla
     ("arguments", "parts"),
     [
         (("--model.hidden", "8"), ("is of other networks (YAML key model)", "critic.q1.0.weight is (16, 51) there")),
+        (("--model.tanh", "true"), ("weights of the same shapes: model.tanh was False, now is True",)),
+        (
+            ("--model.actor_head", "{class_path: GaussianActor, init_args: {log_std_bounds: [-5, 2]}}"),
+            ("model.actor_head.log_std_bounds was [-10.0, 2.0], now is [-5.0, 2.0]",),
+        ),
         (
             ("--data.sampler", "covr_lightning.data.ProportionalSampler"),
             ("data.sampler is ProportionalSampler", "is of a run with RandomSampler"),
@@ -197,6 +202,15 @@ def test_a_checkpoint_of_another_kind_of_device_goes_on(
     assert covr("fit", None, "--ckpt_path", "last") == 0
     assert caplog.text.count("random numbers are of another kind of device than cpu") == 1
     assert env_steps_saved(last) == 2000
+
+
+def test_the_oldest_of_equals_is_the_worst_after_a_resume(tmp_path: Path) -> None:
+    kept = {str(tmp_path / f"best-env{step}.ckpt"): torch.tensor(value) for step, value in ((40, 0.0), (80, 0.0))}
+    for path in kept:
+        Path(path).touch()
+    resumed = RunCheckpoint(save_top_k=2, folder=str(tmp_path))
+    resumed.load_state_dict({"best_k_models": kept})
+    assert Path(resumed.kth_best_model_path).name == "best-env40.ckpt"  # which Lightning takes away first
 
 
 @pytest.mark.parametrize(
