@@ -255,8 +255,8 @@ def run_folder(root: Path, name: str, ckpt_path: str | None, anew: bool = False)
         if not saved:
             raise ConfigError(f"--ckpt_path last: no run {root / name} has a last checkpoint yet.")
         return max(saved, key=lambda p: (p / "checkpoints" / "last.ckpt").stat().st_mtime)
-    if ckpt_path is not None and Path(ckpt_path).parent.name == "checkpoints":
-        of_run = Path(ckpt_path).parent.parent
+    if ckpt_path is not None and Path(ckpt_path).absolute().parent.name == "checkpoints":
+        of_run = Path(ckpt_path).absolute().parent.parent
         if not anew or is_its_name(of_run.resolve().name):
             return of_run
     folder, n = root / name, 2

@@ -48,7 +48,7 @@ from covr_lightning.sweep.differences import read_configuration
 from covr_lightning.sweep.runs import env_steps_of
 from covr_lightning.trainer_keys import refuse_trainer_keys, trainer_errors
 from covr_lightning.vlm.vlm import VLM
-from covr_lightning.yaml_errors import one_sentence
+from covr_lightning.yaml_errors import check_nulls, one_sentence
 
 CLI = TypeVar("CLI", bound="ParsingCLI")
 
@@ -104,7 +104,11 @@ class ParsingCLI(LightningCLI):
             raise ConfigError(one_sentence(str(error), self._parser(args[0]))) from error
 
     def before_instantiate_classes(self) -> None:
-        """Have it noted what a class raises: the parser's own error of it may leave that out."""
+        """Refuse null where it is none, and note what a class raises: the parser's error may leave that out."""
+        config = self.config[self.subcommand]
+        for key in ("model", "data"):
+            check_nulls(key, config[key].class_path, config[key].init_args)
+        check_nulls("vlm", f"{VLM.__module__}.{VLM.__name__}", config.vlm)
         self._raised: Exception | None = None
 
         def noting(class_type: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -196,7 +200,7 @@ class CovrCLI(ParsingCLI):
         kwargs["num_sanity_val_steps"] = 0
         kwargs["check_val_every_n_epoch"] = 1
         kwargs["logger"] = self._loggers(folder) if fitting else False
-        trainer_callbacks = list(self._get(self.config_init, "trainer").get("callbacks") or [])
+        trainer_callbacks = _as_list(self._get(self.config_init, "trainer").get("callbacks"))
         if sum(isinstance(callback, ProgressiveFineTune) for callback in trainer_callbacks) > 1:
             raise ConfigError(
                 "trainer.callbacks has more than one ProgressiveFineTune; a run has one, and keys below "
@@ -208,8 +212,7 @@ class CovrCLI(ParsingCLI):
                 trainer_callbacks.append(RunProfile(show=bool(self._get(self.config, "profile"))))
             if config.enable_checkpointing is not False and not _has(trainer_callbacks, ModelCheckpoint):
                 trainer_callbacks.append(RunCheckpoint())
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        plugins = _as_list(self._get(self.config_init, "trainer").get("plugins"))
         if not _has(plugins, CheckpointIO):
             kwargs["plugins"] = [*plugins, CheckpointFiles()]
         if config.enable_progress_bar is not False and fitting and not _has(trainer_callbacks, CovrProgressBar):
@@ -259,7 +262,7 @@ class CovrCLI(ParsingCLI):
         csv = RunCSVLogger(folder, name="logs", version="csv")
         if given in (None, True):
             return [csv, RunTensorBoardLogger(folder, name="logs", version="tensorboard")]
-        given = list(given) if isinstance(given, list | tuple) else [given]
+        given = _as_list(given)
         return given if _has(given, CSVLogger) else [csv, *given]
 
     def _parse_ckpt_path(self) -> None:
@@ -303,12 +306,18 @@ class CovrCLI(ParsingCLI):
     def _is_over(self) -> bool:
         """Whether a run is to go on that has all its steps, and say so."""
         folder = Path(self.trainer.default_root_dir)
-        if self._get(self.config_init, "ckpt_path") != str(folder / "checkpoints" / "last.ckpt"):
+        given = self._get(self.config_init, "ckpt_path")
+        if given is None or Path(given).absolute() != (folder / "checkpoints" / "last.ckpt").absolute():
             return False
         steps, length = env_steps_of(folder / "summary.json", self.datamodule.spec.task), self.datamodule.max_env_steps
         if steps >= length:
             print(f"covr: {folder} is finished: it has {steps:.0f} of {length} environment steps (data.max_env_steps).")
         return steps >= length
+
+
+def _as_list(given: Any) -> list[Any]:
+    """What the Trainer takes one of or several, as several."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:

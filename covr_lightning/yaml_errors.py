@@ -13,6 +13,8 @@ import inspect
 import pydoc
 import re
 import traceback
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,6 +151,35 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
             failed = _import_error(given)
             return f"{key} is {_quoted(given)}, but {failed}." if failed else f"{key}: {line}."
     return message.strip()
+
+
+def check_nulls(key: str, path: str, given: Mapping[str, object]) -> None:
+    """Refuse null for an argument that is never null: jsonargparse takes it right below `model`, `data` and `vlm`.
+
+    Args:
+        key: The class's YAML key.
+        path: Its path.
+        given: Its arguments by name.
+
+    Raises:
+        ConfigError: One is null, such as that of a key without a value.
+    """
+    for name, parameter in _signature(path).items():
+        if name in FILLED_IN or given.get(name, 0) is not None or parameter.default is None:
+            continue
+        kinds = _kinds(path, name)
+        if not any(may in kind for kind in kinds for may in ("None", "Any", "inspect._empty")):
+            raise ConfigError(_wrong_value(f"{key}.{name}", "None", kinds, ""))
+
+
+def _kinds(path: str, argument: str) -> list[str]:
+    """The types that an argument can be of, as jsonargparse writes them."""
+    try:
+        hint = typing.get_type_hints(getattr(pydoc.locate(path), "__init__"))[argument]  # noqa: B009
+    except (NameError, KeyError):  # imported for type checkers alone, or not said
+        return _annotation(path, argument).split(" | ")
+    several = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return [str(kind) for kind in (typing.get_args(hint) if several else [hint])]
 
 
 def _no_key_of_the_parser(key: str, parser: ArgumentParser) -> str:
