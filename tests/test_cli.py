@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,10 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([*QUICK, "--model.critic_lr", "-1e-3"], ["model.critic_lr is -0.001", "above 0"]),
         ([*QUICK, "--data.seed", "-.inf"], ["data.seed is '-inf'", "an int"]),
         ([*QUICK, "--data", "{init_args: 3}"], ["data.init_args is an int", "keys"]),
+        (
+            [*QUICK, "--data.sampler", "torchrl.data.replay_buffers.samplers.ConsumingSampler"],
+            ["data.sampler is ConsumingSampler", "RandomSampler, SamplerWithoutReplacement", "ProportionalSampler"],
+        ),
         (
             [*QUICK, "--trainer.callbacks+", "covr_lightning.callbacks.ProgressiveFineTune"],
             ["trainer.callbacks has more than one ProgressiveFineTune"],
@@ -346,6 +351,21 @@ def test_a_second_ctrl_c_says_how_to_go_on(
     assert main([*QUICK, "--runs_dir", str(tmp_path)]) == 130
     hint = "; to go on, run the same command with --ckpt_path last" * has_checkpoint
     assert capsys.readouterr().err.splitlines()[-1] == f"covr: stopped by SIGINT{hint}."
+
+
+def test_one_callback_and_no_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config", "dmc_sac.yaml", "--config", "point_reach.yaml", "--runs_dir", str(tmp_path), "--name", "run"]
+    short = ["--data.max_env_steps", "202", "--data.eval_episodes", "1"]
+    profile = "{class_path: covr_lightning.callbacks.profile.RunProfile, init_args: {show: true}}"
+    assert main(["fit", *config, *short, "--trainer.callbacks", profile, "--model.objectives", "null"]) == 0
+    assert re.search(r"Where [\d.]+ s went", capsys.readouterr().out)
+
+
+def test_a_checkpoint_is_of_its_run_from_wherever_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    for folder, path in ((".", "a/checkpoints/x"), ("a", "checkpoints/x"), ("a/checkpoints", "x")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert run_folder(tmp_path, "b", path) == tmp_path / "a"
 
 
 def test_run_folders(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torchrl.data.replay_buffers.samplers import RandomSampler, Sampler, SamplerWithoutReplacement
+
 from covr_lightning.agent.priors import Prior
 from covr_lightning.envs.base import EnvSpec
 from covr_lightning.errors import ConfigError
@@ -15,10 +17,32 @@ from covr_lightning.vlm.vlm import VLM
 
 log = logging.getLogger(__name__)
 
+#: Those of TorchRL's samplers that draw single rows and leave them where they are.
+_TORCHRL_SAMPLERS = (RandomSampler, SamplerWithoutReplacement)
+
 _AT_LEAST_ONE = (
     "max_env_steps", "batch_size", "replay_capacity", "label_every_agent_steps", "label_batch_size",
     "warmup_agent_steps", "eval_every_env_steps", "eval_episodes", "relabel_batch_size", "num_envs",
 )  # fmt: skip
+
+
+def check_sampler(sampler: Sampler | None) -> None:
+    """Refuse those of TorchRL's samplers that the replay cannot serve.
+
+    They draw slices, take rows out of the storage, or want each row's error told in a way of their own.
+
+    Args:
+        sampler: ``data.sampler``.
+
+    Raises:
+        ConfigError: It is one of them.
+    """
+    if type(sampler).__module__.startswith("torchrl.") and type(sampler) not in _TORCHRL_SAMPLERS:
+        names = ", ".join(kind.__name__ for kind in _TORCHRL_SAMPLERS)
+        raise ConfigError(
+            f"data.sampler is {type(sampler).__name__}; of TorchRL's it can be {names}, of this package's "
+            "ProportionalSampler (prioritized replay), EmphasizingRecentSampler or ReturnSampler."
+        )
 
 
 def check_lengths(arguments: dict[str, Any], spec: EnvSpec) -> None:

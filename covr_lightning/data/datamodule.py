@@ -15,7 +15,7 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from covr_lightning import processes
 from covr_lightning.agent.sac import SACModule
-from covr_lightning.data.checks import check_labels, check_lengths, check_processes, check_vlm
+from covr_lightning.data.checks import check_labels, check_lengths, check_processes, check_sampler, check_vlm
 from covr_lightning.data.collection import Collection, OneCollector
 from covr_lightning.data.experience import Experience, Listener
 from covr_lightning.data.exploration import ExplorationPolicy
@@ -105,6 +105,7 @@ class ExperienceData(ResumingData):
     ) -> None:
         super().__init__()
         check_lengths(locals(), env.spec)
+        check_sampler(sampler)
         if replay_device not in ("cpu", "agent"):
             raise ConfigError(f"data.replay_device is {replay_device!r}; it can be 'cpu' or 'agent'.")
         self.env_factory = env

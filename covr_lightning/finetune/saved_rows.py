@@ -158,11 +158,17 @@ class SavedRows(L.LightningDataModule):
                     f"data.rows holds rounds {part.round} and {last.round} of different environments or columns "
                     f"({part.spec.task}, {last.spec.task}); they must be of one run's kind."
                 )
+            sizes = [tuple(one.rows["frame"].shape[1:]) for one in (part, last)]
+            if sizes[0] != sizes[1]:
+                raise ConfigError(
+                    f"data.rows holds rounds {part.round} and {last.round} with frames of {sizes[0]} and {sizes[1]}; "
+                    "they must be of runs with the same vlm.frames."
+                )
         rows = joined([part.rows for part in parts])
         scores = torch.cat([part.scores for part in parts])
         if self.score is not None:
             try:
-                scores = self.score(rows, _no_critics)
+                scores = self.score.of(rows, _no_critics)
             except KeyError as error:
                 raise ConfigError(
                     f"data.score is {type(self.score).__name__}, but the rows in data.rows lack what it needs "

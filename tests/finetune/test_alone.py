@@ -16,7 +16,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file, save_file
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from covr_lightning.cli import main
 from covr_lightning.envs import DMControl
@@ -26,6 +27,7 @@ from covr_lightning.finetune.alone import check_strategy, fine_tune_saved
 from covr_lightning.finetune.module import FineTuneSettings
 from covr_lightning.finetune.round import RoundReport, fine_tune_round
 from covr_lightning.finetune.saved_rows import RowsOfRound, load_rows, save_rows
+from covr_lightning.finetune.scores import Score
 from covr_lightning.vlm.vlm import VLM, LoRA
 
 SPEC = DMControl("reacher-easy", size=40).spec
@@ -117,6 +119,11 @@ def test_pictures_of_more_frames_than_the_vlm_is_shown_are_refused(
     assert "vlm.frames is 2, but the pictures in data.rows are 40 pixels wide, where one" in capsys.readouterr().err
 
 
+class NaNScore(Score):
+    def __call__(self, rows: TensorDictBase, q: Any) -> Tensor:
+        return torch.full((len(rows),), math.nan)
+
+
 def test_rows_survive_the_file(tmp_path: Path) -> None:
     rows = saved()
     save_rows(tmp_path / "rounds" / "r.safetensors", rows)
@@ -172,6 +179,16 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         save_rows(path, rows)
         with pytest.raises(ConfigError, match="must hold finite scores"):
             SavedRows(str(path)).load()
+    other, both = tmp_path / "round_002_rows.safetensors", [str(path), str(tmp_path / "round_002_rows.safetensors")]
+    save_rows(path, saved(4))
+    rows = saved(4)
+    rows.rows["frame"] = torch.cat([rows.rows["frame"]] * 2, dim=-1)
+    save_rows(other, rows)
+    with pytest.raises(ConfigError, match=r"frames of \(3, .* with the same vlm\.frames"):
+        SavedRows(both).load()
+    other.unlink()
+    with pytest.raises(ConfigError, match="scores that are not finite for 4 rows"):
+        SavedRows(str(path), score=NaNScore()).load()
     save_rows(path, saved(0))
     with pytest.raises(ConfigError, match=r"score \(0,\).* N at least 1"):
         SavedRows(str(path)).load()
