@@ -361,8 +361,9 @@ class ProgressiveFineTune(L.Callback):
             if self.buffer is None and not pl_module.prior.uses_vlm:  # nothing asks the VLM any more
                 self._rounds_folder = None if state.get("folder") is None else Path(state["folder"])
             else:
-                beside = run_of(Path(trainer.ckpt_path or "")) / "rounds"  # that run's folder may have been moved
-                before = [beside, *(Path(folder) for folder in [state.get("folder")] if folder)]
+                before = [Path(folder) for folder in [state.get("folder")] if folder]
+                beside = run_of(Path(trainer.ckpt_path or "")) / "rounds"
+                before = [beside, *before] if beside.is_dir() else before  # that run may have been moved
                 self._put_back_adapter(data, self._files(trainer, trained[-1]), before)
         for report in self.reports:
             self._tell_prior(pl_module.prior, report)

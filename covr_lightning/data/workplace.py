@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,9 @@ class _WorkerEnvs(EnvBatch):
             yield
         except (ConfigError, EnvironmentLost) as error:
             if self._last_words is not None:
-                is_config = isinstance(error, ConfigError)
-                write_atomically(self._last_words, [json.dumps([is_config, str(error)]).encode()])
+                words = json.dumps([isinstance(error, ConfigError), str(error)])
+                with suppress(OSError):
+                    write_atomically(self._last_words, [words.encode()])
             raise
 
     def _stacked(self, *keys: str) -> TensorDict:
