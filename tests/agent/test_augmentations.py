@@ -19,6 +19,10 @@ def numbered(n: int = 4, size: int = 10) -> torch.Tensor:
     return torch.arange(n * 6 * size * size).reshape(n, 6, size, size).remainder(251).to(torch.uint8)
 
 
+def wide(n: int = 4) -> torch.Tensor:
+    return torch.arange(n * 6 * 10 * 16).reshape(n, 6, 10, 16).remainder(251).to(torch.uint8) // 2 + 1
+
+
 def test_crop_cuts_windows_that_exist_and_all_channels_alike() -> None:
     images = numbered()
     crops = RandomCrop(7)(images, torch.Generator().manual_seed(0))
@@ -75,6 +79,18 @@ def test_translate_places_the_frame_and_moves_the_next_one_alike() -> None:
     assert not torch.equal(views.actor, views.target[0])  # crops are independent
 
 
+def test_translate_reaches_every_place_of_its_canvas() -> None:
+    canvas = RandomTranslate(13)(wide(400)[..., :10], torch.Generator().manual_seed(0))
+    places = {tuple(int(xs.min()) for xs in placed[0].nonzero(as_tuple=True)) for placed in canvas}
+    assert places == {(y, x) for y in range(4) for x in range(4)}
+
+
+def test_the_middle_of_frames_that_are_not_square() -> None:
+    images = wide()
+    assert torch.equal(RandomCrop(6).centre(images), images[..., 2:8, 5:11])
+    assert torch.equal(RandomTranslate(20).centre(images)[..., 5:15, 2:18], images)
+
+
 def test_shift_equals_padding_and_cropping() -> None:
     images = numbered()
     shifted = RandomShift(3)(images, torch.Generator().manual_seed(5))
@@ -84,6 +100,16 @@ def test_shift_equals_padding_and_cropping() -> None:
     for i in range(4):
         expected = padded[i, :, top[i] : top[i] + 10, left[i] : left[i] + 10]
         assert torch.equal(shifted[i].float(), expected)
+
+
+def test_shift_of_frames_that_are_not_square() -> None:
+    images = wide()
+    shifted = RandomShift(3)(images, torch.Generator().manual_seed(5))
+    g = torch.Generator().manual_seed(5)
+    top, left = torch.randint(0, 7, (4,), generator=g), torch.randint(0, 7, (4,), generator=g)
+    padded = F.pad(images.float(), (3, 3, 3, 3), mode="replicate")
+    for i in range(4):
+        assert torch.equal(shifted[i].float(), padded[i, :, top[i] : top[i] + 10, left[i] : left[i] + 16])
 
 
 @pytest.mark.parametrize("augmentation", [RandomCrop(7), RandomTranslate(13), RandomShift(3)])

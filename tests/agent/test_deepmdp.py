@@ -85,6 +85,15 @@ def test_gradient_reaches_the_encoder_through_s_alone() -> None:
         torch.testing.assert_close(got[name], expected)
 
 
+def test_the_next_latent_is_of_the_encoder_that_learns() -> None:
+    objective = DeepMDP(hidden=12)
+    module, b = agent(objective), batch()
+    before, _ = loss(objective, module, b)
+    for p in (*module.target_trunk.parameters(), *module.target_projection.parameters()):
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    assert torch.equal(loss(objective, module, b)[0], before)
+
+
 def test_learning_rates_and_weight_decay_of_its_optimizer() -> None:
     module = agent(DeepMDP(lr=1e-2, encoder_lr_multiplier=0.5, weight_decay=1e-3))
     own, encoder = module.configure_optimizers()[-1].param_groups

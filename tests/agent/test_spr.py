@@ -79,6 +79,18 @@ def test_loss_by_plain_loops() -> None:
     assert metrics["train/spr_cosine"].item() == pytest.approx(sum(cosines) / 12, abs=1e-4)
 
 
+def test_vectors_that_are_nearly_0_are_not_stretched() -> None:
+    objective = SPR(jumps=2, sequences=4)
+    module, b = agent(objective), batch(length=2)
+    for net, value in ((objective.predictor, -1e-5), (objective.target_projector, 1e-5)):
+        weight, bias = net[2].parameters()
+        weight.data.zero_()
+        bias.data.fill_(value)
+    total, _ = loss(objective, module, b)
+    # Opposite vectors of eight times 1e-5, over 1e-3: (2 · 1e-2)² · 8.
+    assert total.item() == pytest.approx(8 * 0.02**2, rel=1e-4)
+
+
 def test_gradient_reaches_what_foretells_alone() -> None:
     objective = SPR(jumps=4, sequences=5)
     module = agent(objective)

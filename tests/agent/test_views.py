@@ -129,6 +129,13 @@ def test_drqs_views_are_independent_but_a_pair_is_placed_alike() -> None:
     assert not torch.equal(views.critic[0], views.target[0])
 
 
+def test_drqs_actor_sees_the_first_of_the_critics_views() -> None:
+    b = batch()
+    views = DrQViews(k=1, m=3)(b["pixels"], b["next", "pixels"], RandomShift(3), torch.Generator().manual_seed(0))
+    assert torch.equal(views.actor, views.critic[0])
+    assert not torch.equal(views.actor, views.critic[-1])
+
+
 def test_random_convolution_by_plain_loops() -> None:
     images = torch.randint(0, 256, (3, 6, 7, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     out = RandomConvolution()(images, torch.Generator().manual_seed(2))

@@ -266,6 +266,26 @@ def test_the_spread_is_of_the_processes_that_have_rows(monkeypatch: pytest.Monke
     assert asked == [None]
 
 
+def test_the_spread_is_asked_with_the_actions_before_the_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, asked = small_agent(), []
+    callback, _, _ = set_up(ProgressiveFineTune(), agent)
+
+    def spread(*given: torch.Tensor) -> Spread:
+        asked.append(given)
+        return Spread(1.0, 0.5)
+
+    monkeypatch.setattr(agent, "spread", spread)
+    storage = FrameStackStorage(4)
+    for t in range(4):
+        frame = torch.full((9, 2, 2), t, dtype=torch.uint8)
+        after = {"pixels": frame + 1, "done": torch.tensor([False])}
+        storage.set(t, TensorDict({"pixels": frame, "previous_action": torch.full((1,), t / 10), "next": after}))
+    callback._spread(agent, SimpleNamespace(storage=storage, counters=Counters()))  # type: ignore[arg-type]
+    [(pixels, before)] = asked
+    torch.testing.assert_close(before[:, 0], pixels[:, -1, 0, 0] / 10)
+    assert len(before.unique()) > 1
+
+
 def test_the_value_at_a_cut_is_that_of_the_state_that_the_last_step_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = small_agent()
     callback, _, _ = set_up(ProgressiveFineTune(at_time_limit="bootstrap"), agent)

@@ -131,6 +131,14 @@ def test_an_episode_whose_beginning_is_elsewhere_keeps_its_stacks() -> None:
     assert storage._written == 3 + 4
 
 
+def test_an_episode_that_begins_elsewhere_may_begin_and_end_its_stack_alike() -> None:
+    stack = torch.tensor([1, 2, 1], dtype=torch.uint8).repeat_interleave(3)[:, None, None].expand(9, 2, 2)
+    following = {"pixels": torch.full((9, 2, 2), 3, dtype=torch.uint8), "done": torch.tensor([False])}
+    storage = FrameStackStorage(4)
+    storage.set(0, TensorDict({"pixels": stack, "next": following}))
+    assert torch.equal(storage.get(torch.tensor([0]))["pixels"][0], stack)
+
+
 def test_only_frames_are_on_another_device() -> None:
     """Nothing on the meta device has a value, so whatever waited for one would fail."""
     here, there = FrameStackStorage(30), FrameStackStorage(30, device="meta")

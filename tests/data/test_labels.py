@@ -157,10 +157,10 @@ def experience_of(labels: LabelQueue, counters: Counters, prior: Prior) -> Exper
     )  # fmt: skip
 
 
-def collect(experience: Experience, t: int, done: bool = False) -> None:
+def collect(experience: Experience, t: int, done: bool = False, lost: bool = False) -> None:
     """Its step t, whose newest frame is 2·t."""
     pixels = torch.full((1, 9, 2, 2), 2 * t, dtype=torch.uint8)
-    over = {"reward": torch.zeros(1, 1), "done": torch.tensor([[done]]), "lost": torch.zeros(1, 1, dtype=torch.bool)}
+    over = {"reward": torch.zeros(1, 1), "done": torch.tensor([[done or lost]]), "lost": torch.tensor([[lost]])}
     row = {"pixels": pixels, "action": torch.zeros(1, 1), "env": torch.zeros(1, dtype=torch.long)}
     experience.add(*experience.prepare(TensorDict(row | {"next": over | {"pixels": pixels + 2}}, [1])))
 
@@ -188,6 +188,17 @@ def test_an_answer_is_held_no_longer_when_asking_begins_again() -> None:
     answers = zip(rows["a_v"].flatten(), rows["a_v_valid"].flatten(), strict=True)
     held = [round(float(a_v) * 128) if valid else None for a_v, valid in answers]
     assert held == [0, 0, None, None, None, None, None, None, 8, 8, 8, 8]
+
+
+def test_a_lost_step_counts_among_those_between_two_answers() -> None:
+    labels = LabelQueue(storage := FrameStackStorage(100), Echo(), every_agent_steps=4)
+    experience = experience_of(labels, Counters(), ConstantPrior())
+    for t in range(9):
+        collect(experience, t, lost=t == 2)
+    labels.flush()
+    asked = storage.column("vlm_round").flatten() >= 0
+    # Steps 0, 4 and 8; of the lost one there is no row.
+    assert asked.nonzero().flatten().tolist() == [0, 3, 7]
 
 
 class Constant:
@@ -300,6 +311,17 @@ def test_stale_answers_are_kept_masked_or_given_anew() -> None:
     assert (n, echo.calls) == (3, [2, 1])
     assert columns(storage) == unasked | {i: (i / 256 + 0.5, i == 6, 4) for i in (3, 6, 9)}
     assert queue.answers.asked == 4 + 3
+
+
+@pytest.mark.parametrize(("stale", "renewed"), [("mask", 1), ("relabel", 2)])
+def test_answers_from_before_the_first_round_are_renewed_too(stale: str, renewed: int) -> None:
+    storage, echo = FrameStackStorage(9), Echo()
+    echo.round = 0
+    queue = LabelQueue(storage, echo, 3, batch_size=2, stale=stale)  # type: ignore[arg-type]
+    fill(storage, 6, queue)  # asked: rows 0 and 3, of which 3 cannot be parsed
+    echo.round = 1
+    assert queue.vlm_changed() == renewed
+    assert storage.column("vlm_round").flatten().tolist() == ([0, -1, -1] if stale == "mask" else [1, -1, -1]) * 2
 
 
 def test_rows_without_an_answer_are_masked_and_counted_apart() -> None:

@@ -88,6 +88,18 @@ def test_priorities_and_weights_by_hand() -> None:
     assert sampler._tree.leaves[:2].tolist() == pytest.approx([2.0, 4.0])
 
 
+def test_weights_are_over_the_largest_of_the_batch() -> None:
+    # Row 0 has the largest weight of all, (1/1e-3)^0.4 times the others', and is in hardly any batch.
+    sampler = ProportionalSampler(alpha=1.0)
+    buffer = replay(sampler, rows=8)
+    buffer.sample()
+    buffer.update_priority(torch.arange(8), torch.tensor([1e-3, *[1.0] * 7]))
+    for _ in range(5):
+        drawn = buffer.sample()
+        assert (drawn["index"] > 0).all()
+        assert (drawn["priority_weight"] == 1).all()
+
+
 def test_rows_that_are_overwritten_begin_anew() -> None:
     sampler = ProportionalSampler(alpha=1.0)
     buffer = replay(sampler, rows=8)

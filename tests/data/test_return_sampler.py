@@ -102,6 +102,16 @@ def test_a_cut_episode_ends_where_it_was_cut() -> None:
     assert sampler._g[:3].tolist() == [3.0, 2.0, 7.0]
 
 
+def test_the_oldest_row_may_be_the_last_of_an_open_episode() -> None:
+    storage = FrameStackStorage(3)
+    storage.set(range(3), torch.stack([row(1.0, env=0), row(2.0, env=1), row(3.0, env=1)]))
+    storage.cut_episode(0)
+    assert storage.column(("next", "truncated")).flatten().tolist() == [True, False, False]
+    storage.set(0, row(4.0, env=1))  # where the row was that was cut
+    storage.cut_episode(0)
+    assert storage.column(("next", "truncated")).flatten().tolist() == [False, False, False]
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("share", 1.2), ("share", -0.1), ("top", 0.0), ("top", 2.0), ("gamma", 1.1)]
 )

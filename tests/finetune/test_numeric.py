@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -147,6 +148,16 @@ def test_what_a_round_draws_follows_from_its_seed(part: RandomSubset | RandomWei
     assert draw(2) != first
     assert draw(1) == first  # as in a run that was resumed before the round
     assert all(0 <= one <= 1 for one in first)
+
+
+@pytest.mark.parametrize("kind", [lambda seed: RandomSubset(TopFraction(0.3), seed), RandomWeight])
+def test_a_seed_of_ones_own_gives_other_draws(kind: Callable[[int], RandomSubset | RandomWeight]) -> None:
+    def drawn(seed: int) -> list[float]:
+        part, scores = kind(seed), torch.arange(100.0)
+        part.reseed(1)
+        return (part.keep(scores, 0.0) if isinstance(part, RandomSubset) else part(scores)).tolist()
+
+    assert drawn(0) == drawn(0) != drawn(5)
 
 
 def test_a_filter_inside_another_begins_the_round_too() -> None:

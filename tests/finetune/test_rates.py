@@ -1,4 +1,4 @@
-"""The learning rate over a round's steps by hand."""
+"""The learning rate over a round's steps by hand, and which of the steps count."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from covr_lightning.finetune.module import FineTuneSettings, VLMFineTuner
@@ -35,3 +36,13 @@ def test_the_rate_falls_by_half_a_cosine(warmup_fraction: float, expected: list[
         schedule.step()
     assert rates == pytest.approx([0.2 * rate for rate in expected])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_step_after_one_that_counted_is_judged_anew() -> None:
+    layer = nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    tuner = SimpleNamespace(is_sharded=False, _has_gradient=True)
+    for counted in (True, False):
+        layer(torch.ones(1, 2)).sum().backward()
+        VLMFineTuner.on_before_optimizer_step(tuner, optimizer)  # type: ignore[arg-type]
+        assert all((p.grad is not None) == counted for p in layer.parameters())

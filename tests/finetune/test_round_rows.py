@@ -107,6 +107,25 @@ def test_kept_rows_are_trained_on_with_their_own_labels_and_weights(
     assert report.error_after == pytest.approx(np.abs(measured - 0.1).mean(), rel=1e-5)
 
 
+def test_the_split_does_not_move_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: dict[int, float] = {}
+    measured: set[int] = set()
+    for number in range(1, 7):
+        trained = a_round(monkeypatch, EDDF(), RALW(), number=number)
+        for row, weight in zip(trained.rows, trained.weights.tolist(), strict=True):
+            assert weights.setdefault(row, weight) == weight
+        measured |= {*trained.asked[0]}
+    lowest = min({*weights} | measured, key=SCORES.tolist().__getitem__)
+    assert lowest in measured  # in one of these rounds, and in another it is trained on
+    assert weights[lowest] == 0
+
+
+def test_the_bound_of_the_best_95_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = a_round(monkeypatch, EDDF(), RALW()).report
+    assert report.kept_top95 == 57  # of 60
+    assert report.tau_top95 == pytest.approx(sorted(SCORES.tolist())[3])
+
+
 def test_what_a_round_draws_does_not_depend_on_the_rounds_before(monkeypatch: pytest.MonkeyPatch) -> None:
     def parts() -> tuple[Filter, Weight]:
         return RandomSubset(TopFraction(0.5)), RandomWeight()

@@ -35,6 +35,13 @@ def test_high_rows_are_held_out_and_low_ones_not_kept_each_on_its_side_of_the_me
     assert set(samples.low.tolist()) < {1, 3, 5}  # 7 is low, but kept
 
 
+def test_a_held_out_row_with_the_median_score_is_high() -> None:
+    samples = RoundSamples(4)
+    samples.choose(torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 1, 2, 3]), torch.tensor([2, 0]), seed=0)
+    assert samples.high is not None
+    assert samples.high.tolist() == [2, 0]
+
+
 def test_the_choice_draws_nothing_from_the_global_random_numbers() -> None:
     before = torch.get_rng_state()
     RoundSamples(4).choose(torch.arange(9.0), torch.tensor([8]), torch.tensor([8]), seed=1)

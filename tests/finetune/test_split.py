@@ -56,6 +56,11 @@ def test_a_stretch_may_be_anywhere_in_its_episode() -> None:
     assert max(begins) > 25
 
 
+def test_a_stretch_may_be_the_first_or_the_last_of_its_episode() -> None:
+    begins = {min(split(torch.arange(12), 0.25, torch.zeros(12, dtype=torch.int64), seed)[0]) for seed in range(100)}
+    assert begins == {*range(10)}  # three of twelve rows
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 10])
 def test_few_rows_are_not_all_taken_from_training(rows: int) -> None:
     held_out, training = split(torch.arange(rows), 0.1, torch.zeros(rows, dtype=torch.int64))

@@ -117,6 +117,15 @@ def test_best_is_of_the_mean_curve_everywhere(tmp_path: Path) -> None:
     assert not any("90.0" in text for text in page.text)
 
 
+def test_the_band_is_one_standard_deviation(tmp_path: Path) -> None:
+    write_run(tmp_path / "mine", 1, curve((0, 0), (10000, 100)))
+    write_run(tmp_path / "mine", 2, curve((0, 0), (10000, 20)))
+    figure = curves.learning_curves([group_of(tmp_path / "mine")], "return", "return")
+    (band,) = figure.axes[0].collections
+    bounds = sorted({round(y, 6) for x, y in np.asarray(band.get_paths()[0].vertices).tolist() if x == 10000})
+    assert bounds == pytest.approx([60 - math.sqrt(3200), 60 + math.sqrt(3200)])  # of 100 and 20: 60 ± 56.6
+
+
 def test_configurations_look_different_and_have_room(tmp_path: Path) -> None:
     assert len(set(figures.looks(24))) == 24
     assert len({(look.dashes, look.marker) for look in figures.looks(6)}) == 6  # without their colours, too
@@ -163,6 +172,12 @@ def test_a_round_says_how_many_seeds_are_behind_it(unequal: Path, tmp_path: Path
     assert math.isnan(group.policy_after(3).spread)
 
 
+def test_an_evaluation_at_a_rounds_own_step_is_of_the_policy_before_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "mine", 1, curve((0, 1), (5000, 2), (15000, 3), (20000, 4)), {1: 5000, 2: 15000})
+    group = group_of(tmp_path / "mine")
+    assert [group.policy_after(n).mean for n in (1, 2)] == [3.0, 4.0]
+
+
 def test_rounds_of_other_seeds_are_not_joined(unequal: Path) -> None:
     figure = figures.performance_per_round(group_of(unequal), "return", "return")
     assert figure is not None
@@ -202,6 +217,12 @@ def test_one_seed_has_the_spread_of_its_episodes(unequal: Path, tmp_path: Path) 
     assert page.rows[header + 2][:2] == ["1", "40.0 ± 9.0"]
     assert "± over episodes, at 20,000 steps; 30.0 at first" in page.text
     assert "return, ± standard deviation over episodes (VLM alone 2)" in page.text
+
+
+def test_the_spread_over_episodes_is_that_of_n(tmp_path: Path) -> None:
+    write_run(tmp_path / "mine", 1, curve((0, 1)), {1: 5000}, {0: {"return": [2.0, 4.0]}})
+    alone = group_of(tmp_path / "mine").vlm_after(0)
+    assert (alone.mean, alone.spread) == (3.0, 1.0)
 
 
 def test_notes_of_rounds_are_said_once(unequal: Path, tmp_path: Path) -> None:
@@ -250,6 +271,31 @@ def test_each_seeds_rounds_have_its_colour_and_their_numbers(unequal: Path) -> N
     assert [tuple(dot.get_facecolor()[0]) for dot in dots] == [
         tuple(dot.get_facecolor()[0]) for dot in axes.collections
     ]
+
+
+def test_the_proses_sign_mirrors_the_sigmoid(tmp_path: Path) -> None:
+    write_run(tmp_path / "mine", 1, curve((0, 1)), {1: 5000})  # ε = −0.9
+    for sign in (1.0, -1.0):
+        figure = figures.sigmoid_of_entropy(group_of(tmp_path / "mine"), sign)
+        assert figure is not None
+        (dots,) = figure.axes[0].collections
+        assert np.asarray(dots.get_offsets())[0].tolist() == pytest.approx([-0.9, 1 / (1 + math.exp(0.9 * sign))])
+        (line,) = figure.axes[0].lines
+        x, y = map(np.asarray, line.get_data())
+        assert np.interp(-0.9, x, y) == pytest.approx(1 / (1 + math.exp(0.9 * sign)), abs=1e-3)
+
+
+def test_entropy_over_training_is_per_action_dimension(tmp_path: Path) -> None:
+    write_run(tmp_path / "mine", 1, curve((0, 1)), {1: 5000})
+    folder = tmp_path / "mine" / "seed_1"
+    path = folder / "rounds" / "round_001.json"
+    path.write_text(path.read_text().replace('"rows"', '"action_dim": 4, "rows"'))
+    (folder / "logs" / "csv").mkdir(parents=True)
+    (folder / "logs" / "csv" / "metrics.csv").write_text("step,train/entropy\n1000,-2\n2000,6\n")
+    figure = figures.entropy(group_of(tmp_path / "mine"))
+    assert figure is not None
+    (line,) = figure.axes[0].lines
+    assert np.asarray(line.get_ydata()).tolist() == [-0.5, 1.5]
 
 
 def test_places_keep_their_distance() -> None:
@@ -362,3 +408,15 @@ def test_a_mean_over_some_of_the_answers_says_over_how_many(tmp_path: Path) -> N
     assert ["1", "low", "1", "0.750", "–"] in page.rows
     assert "Rows of D_f in round 1: the first is of high return." in page.text
     assert (tmp_path / "out" / "index.html").read_text().count('style="--frames:2"') == 2
+
+
+def test_the_similarity_is_the_mean_over_dimensions() -> None:
+    # 1 − (|0.5 − 0| / 2 + |0 − 0.2| / 4) / 2 = 0.85; the second row's answer could not be parsed, the third is low.
+    columns = {
+        "high": np.array([True, True, False]), "action": np.array([[0.5, 0.0], [0.0, 0.0], [1.0, 2.0]]),
+        "after": np.array([[0.0, 0.2], [9.0, 9.0], [-1.0, -2.0]]), "after_valid": np.array([True, False, True]),
+        "action_low": np.array([-1.0, -2.0]), "action_high": np.array([1.0, 2.0]),
+    }  # fmt: skip
+    assert figures.similarities(columns, True, "after") == pytest.approx([0.85])
+    assert figures.similarities(columns, False, "after") == pytest.approx([0.0])
+    assert figures.similarities(columns, True, "before").shape == (0,)

@@ -344,6 +344,14 @@ def test_samples_follow_the_softmax() -> None:
     torch.testing.assert_close(shares, logits.softmax(0), rtol=0, atol=0.015)
 
 
+def test_the_temperature_flattens() -> None:
+    n = torch.arange(4000)
+    images, logits = torch.stack([n // 256, n % 256], 1).to(torch.uint8), torch.tensor([[2.0, 0.0]])
+    for temperature, share in ((2.0, 0.7311), (0.5, 0.9820)):  # e / (1 + e) and e⁴ / (1 + e⁴)
+        pick = Picker(images, 1, [9], temperature=temperature)
+        assert (pick(logits.expand(4000, -1)) == 0).float().mean().item() == pytest.approx(share, abs=0.025)
+
+
 def test_a_frame_draws_the_same_numbers_in_any_batch() -> None:
     images = frames(3)
     numbers = frame_uniforms(images, 4, seed=7)

@@ -31,8 +31,9 @@ def test_brakes_to_a_stop_and_not_beyond() -> None:
     assert drive(pose, 0.0, 0.0, -1.0, 0.05) == (pose, 0.0)
 
 
-def test_zero_throttle_slows() -> None:
-    assert drive(Pose(0, 0, 0), 8.0, 0.0, 0.0, 0.05)[1] < 8.0
+def test_zero_throttle_slows_by_engine_and_drag() -> None:
+    # 8 − 0.05 · (0.6 + 0.004 · 8²) = 7.9572
+    assert drive(Pose(0, 0, 0), 8.0, 0.0, 0.0, 0.05)[1] == pytest.approx(7.9572)
 
 
 def test_positive_steer_turns_right_with_the_bicycle_models_radius() -> None:
@@ -42,6 +43,14 @@ def test_positive_steer_turns_right_with_the_bicycle_models_radius() -> None:
     while pose.heading > -math.pi / 2:
         pose, speed = drive(pose, speed, 0.5, hold, 0.002)
     assert (pose.x, pose.y) == pytest.approx((radius, -radius), abs=0.05)
+
+
+def test_a_tick_goes_along_the_chord_of_its_arc() -> None:
+    # At 5 m/s for 0.05 s about R = 2.9 / tan 15° = 10.82 m: the car turns by 0.25 / R = 0.0231 to the right, and goes
+    # 0.25 m into the direction of half of that.
+    turn = 0.25 * math.tan(math.radians(15)) / 2.9
+    pose, _ = drive(Pose(0, 0, 0), 5.0, 0.5, bodies.DRAG * 25 / bodies.FULL_THROTTLE, 0.05)
+    assert pose == pytest.approx((0.25 * math.cos(turn / 2), -0.25 * math.sin(turn / 2), -turn))
 
 
 def test_actions_beyond_the_bounds_are_clipped() -> None:

@@ -258,6 +258,18 @@ def test_corners_that_cross_at_once_count_each(highway: DrivingEnv) -> None:
     assert [n for n in crossings if n] == [2, 2, 2, 2]
 
 
+def test_the_rewards_speed_is_that_along_the_road(highway: DrivingEnv) -> None:
+    highway.reset()
+    sim = simulator(highway)
+    sim.vehicles = []
+    start = sim.track.pose(300.0, 7.0)
+    for angle in (0.5, math.pi):
+        sim.ego, sim.speed = start._replace(heading=start.heading + angle), 8.0
+        tick = sim.tick(0.0, 0.064)
+        assert tick.velocity == pytest.approx(8.0)
+        assert tick.speed == pytest.approx(8.0 * math.cos(angle))
+
+
 def test_leaving_the_road_ends_it(highway: DrivingEnv) -> None:
     highway.reset()
     sim = simulator(highway)
@@ -266,6 +278,38 @@ def test_leaving_the_road_ends_it(highway: DrivingEnv) -> None:
     assert not sim.tick(0.0, 0.0).off_road
     sim.ego = sim.track.pose(300.0, 4 * 3.5 + 3.6)
     assert sim.tick(0.0, 0.0).off_road
+
+
+def test_no_moving_car_is_near_the_start_in_its_lane(highway: DrivingEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = simulator(highway)
+    monkeypatch.setattr(sim.scene, "reset", lambda *_: None)
+    nearest = math.inf
+    for seed in range(300):
+        sim.seed(seed)
+        sim.reset()
+        s, d = sim.track.project(sim.ego.x, sim.ego.y)
+        ahead = [v.s - s - CAR.length for v in sim.vehicles if abs(v.d - d) < 0.1 and v.wanted]
+        nearest = min([nearest, *ahead])
+    assert 8.0 < nearest < 10.0
+
+
+@pytest.mark.parametrize(
+    ("lead", "acceleration"),
+    [
+        # On a free road 1.5 · (1 − (5/10)⁴).
+        (None, 1.40625),
+        # 20 m behind one at 3 m/s: g* = 2 + 5 · 1.2 + 5 · 2 / (2 √(1.5 · 2.5)) = 10.581989, so that 1.5 · (g*/20)² =
+        # 0.419919 goes off.
+        (3.0, 0.986331),
+        # Behind one that is faster, g* = 2 + max(0, 6 − 5 · 5 / 3.872983) = 2: 0.015 goes off.
+        (10.0, 1.39125),
+    ],
+)
+def test_traffic_follows_the_intelligent_driver_model(lead: float | None, acceleration: float) -> None:
+    car = Vehicle(100.0, 1.75, 5.0, 10.0, CAR, 1.75)
+    others = [] if lead is None else [Vehicle(120 + CAR.length, 1.75, lead, 10.0, CAR, 1.75)]
+    advance_vehicles([car, *others], (0.0, 12.0, 0.0), load_scenario("highway"), 0.05)
+    assert car.speed == pytest.approx(5 + 0.05 * acceleration, abs=1e-6)
 
 
 def test_traffic_keeps_its_distance() -> None:

@@ -59,6 +59,12 @@ def test_ends(ticks: list[Tick], ended: str, env_steps: int, terminated: bool) -
     assert (progress.terminated, progress.truncated) == (terminated, not terminated)
 
 
+@pytest.mark.parametrize("speed", [0.0, -5.0])  # across the road, and back along it
+def test_a_car_that_moves_is_not_stuck_whatever_its_direction(speed: float) -> None:
+    progress = run([Tick(speed, 5.0)] * 1000, EpisodeRules())
+    assert (progress.ended, progress.env_steps) == ("time", 1000)
+
+
 def test_every_shipped_scenario_loads() -> None:
     assert set(shipped_scenarios()) == {"highway", "highway_a", "highway_b", "ghost_pedestrian"}
     for name in shipped_scenarios():
