@@ -136,7 +136,7 @@ def test_a_resumed_run_tells_its_prior_what_its_rounds_measured(tmp_path: Path) 
     reports = [measured, RoundReport(2, 2000, 0)]  # the second had nothing to train on
     callback.load_state_dict({"reports": [report.as_dict() for report in reports], "buffers": []})
     data = SimpleNamespace(vlm=vlm, cut_envs=None, counters=Counters(rounds=2))
-    trainer = SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path))
+    trainer = SimpleNamespace(datamodule=data, ckpt_path=None, default_root_dir=str(tmp_path))
     callback.on_train_start(trainer, agent)  # type: ignore[arg-type]
     assert prior.weight(data.counters) == pytest.approx(0.25)
 
@@ -181,7 +181,7 @@ def restored(callback: ProgressiveFineTune, vlm: FakeVLM, folder: Path, agent: S
     }  # fmt: skip
     callback.load_state_dict(state)
     data = SimpleNamespace(vlm=vlm, cut_envs=None, counters=Counters(rounds=2))
-    callback.on_train_start(SimpleNamespace(datamodule=data, default_root_dir=str(folder)), agent)  # type: ignore[arg-type]
+    callback.on_train_start(SimpleNamespace(datamodule=data, ckpt_path=None, default_root_dir=str(folder)), agent)  # type: ignore[arg-type]
     saved = callback.state_dict()
     assert all(saved[name] == state[name] for name in ("reports", "folder", "adapter"))
 
@@ -235,7 +235,9 @@ def test_a_resumed_run_takes_the_adapter_of_the_last_round_that_trained(tmp_path
     (tmp_path / "rounds" / "round_001_adapter").mkdir(parents=True)
     callback.load_state_dict({"reports": [report.as_dict() for report in reports], "buffers": []})
     data = SimpleNamespace(vlm=vlm, cut_envs=None, counters=Counters(rounds=2))
-    callback.on_train_start(SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path)), small_agent())  # type: ignore[arg-type]
+    callback.on_train_start(
+        SimpleNamespace(datamodule=data, ckpt_path=None, default_root_dir=str(tmp_path)), small_agent()
+    )  # type: ignore[arg-type]
     assert vlm.calls[-1] == "round_001_adapter of round 1"
     assert vlm.round == 2
 
