@@ -105,10 +105,7 @@ class ParsingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse null where it is none, and note what a class raises: the parser's error may leave that out."""
-        config = self.config[self.subcommand]
-        for key in ("model", "data"):
-            check_nulls(key, config[key].class_path, config[key].init_args)
-        check_nulls("vlm", f"{VLM.__module__}.{VLM.__name__}", config.vlm)
+        check_nulls(self.config[self.subcommand])
         self._raised: Exception | None = None
 
         def noting(class_type: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ import yaml
 from covr_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
 #: Arguments that the command line fills in itself (the links in training.py).
 FILLED_IN = ("spec", "vlm")
@@ -153,17 +153,21 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
     return message.strip()
 
 
-def check_nulls(key: str, path: str, given: Mapping[str, object]) -> None:
+def check_nulls(config: Namespace) -> None:
     """Refuse null for an argument that is never null: jsonargparse takes it right below `model`, `data` and `vlm`.
 
     Args:
-        key: The class's YAML key.
-        path: Its path.
-        given: Its arguments by name.
+        config: A subcommand's.
 
     Raises:
         ConfigError: One is null, such as that of a key without a value.
     """
+    for key in ("model", "data"):
+        _check_nulls_of(key, config[key].class_path, config[key].init_args)
+    _check_nulls_of("vlm", "covr_lightning.vlm.VLM", config.vlm)
+
+
+def _check_nulls_of(key: str, path: str, given: Namespace) -> None:
     for name, parameter in _signature(path).items():
         if name in FILLED_IN or given.get(name, 0) is not None or parameter.default is None:
             continue

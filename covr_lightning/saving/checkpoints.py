@@ -23,7 +23,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from covr_lightning import processes
 from covr_lightning.errors import ConfigError
 from covr_lightning.saving.files import UNFINISHED, write_atomically
-from covr_lightning.saving.manifest import ReplayPartError, checked_part, folder_of, manifests_of, names_of
+from covr_lightning.saving.manifest import ReplayPartError, checked_part, folder_of, manifests_of, names_of, run_of
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def newest_good_checkpoint(path: Path) -> str:
     for other in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True):
         try:
             for manifest in manifests_of(_load(other)):
-                folder = folder_of(manifest, path.parent.parent / "replay")
+                folder = folder_of(manifest, run_of(other) / "replay")
                 for entry in manifest["parts"]:
                     checked_part(folder, entry)
         except (ConfigError, ReplayPartError, OSError):

@@ -27,10 +27,8 @@ def folder_of(manifest: dict[str, Any], own: Path) -> Path:
 
 def look_beside(checkpoint: Path, manifests: list[dict[str, Any]]) -> None:
     """Have manifests name the folder beside a checkpoint if their parts are there: its run may have been moved."""
-    folder = run_of(checkpoint) / "replay"
     for manifest in manifests:
-        if any((folder / entry["name"]).is_file() for entry in manifest["parts"]):
-            manifest["folder"] = str(folder)
+        manifest["folder"] = str(folder_of(manifest, run_of(checkpoint) / "replay"))
 
 
 def run_of(checkpoint: Path) -> Path:

@@ -48,11 +48,13 @@ def opened() -> Iterator[Callable[..., tuple[Iterator[TensorDictBase], Explorati
     """Starts a collection with a new small agent; whatever it has started is gone at the end."""
     collections: list[Workers] = []
 
-    def opened(collection: Workers, agent_steps: int = 0) -> tuple[Iterator[TensorDictBase], ExplorationPolicy]:
+    def opened(
+        collection: Workers, agent_steps: int = 0, factory: Puppet | None = None
+    ) -> tuple[Iterator[TensorDictBase], ExplorationPolicy]:
         collections.append(collection)
         policy = policy_of(small_agent())
         policy.counters.agent_steps = agent_steps
-        collection.open(Puppet(), policy, NUMBERS, 3)
+        collection.open(factory or Puppet(), policy, NUMBERS, 3)
         return collection.batches(), policy
 
     yield opened
@@ -223,16 +225,11 @@ class TurnsWrong(Puppet):
     ],
 )
 def test_what_a_worker_says_before_it_ends_is_told(
-    collection: Workers, is_lost: bool, kind: type[Exception], sentence: str
+    collection: Workers, is_lost: bool, kind: type[Exception], sentence: str, opened: Callable
 ) -> None:
-    policy = policy_of(small_agent())
-    collection.open(TurnsWrong(is_lost=is_lost), policy, NUMBERS, 3)
-    try:
-        with pytest.raises(kind, match=sentence):
-            take(collection.batches(), policy, 40)
-    finally:
-        collection.close()
-    assert not children()
+    items, policy = opened(collection, factory=TurnsWrong(is_lost=is_lost))
+    with pytest.raises(kind, match=sentence):
+        take(items, policy, 40)
 
 
 @needs_ray
